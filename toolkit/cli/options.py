@@ -1,0 +1,44 @@
+"""Options that several commands share, so that they are the same everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
+
+workspace_option = click.option(
+    "--workspace",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of artifacts and runs. [default: $TOOLKIT_WORKSPACE or ./runs]",
+)
+
+profile_option = click.option(
+    "--profile",
+    "--on",
+    "profile",
+    metavar="NAME",
+    help="Where it runs: a file, or a name under jobs/profiles. [default: local]",
+)
+
+set_option = click.option(
+    "--set",
+    "overrides",
+    metavar="KEY.PATH=VALUE",
+    multiple=True,
+    help="Change one value of the recipe; the value is YAML. Repeatable.",
+)
+
+recipe_argument = click.argument("recipe", type=click.Path(path_type=Path, dir_okay=False))
+
+
+def recipe_options(command: F) -> F:
+    """RECIPE, ``--set``, ``--profile``, ``--workspace`` and ``--json``."""
+    for option in (json_option, workspace_option, profile_option, set_option, recipe_argument):
+        command = option(command)
+    return command

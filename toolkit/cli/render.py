@@ -1,0 +1,84 @@
+"""The only module that prints. Text for people goes through rich; JSON for scripts stays plain."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from toolkit.errors import ToolkitError
+
+
+def say(text: str = "") -> None:
+    """Print a line for people on standard output."""
+    print(text, flush=True)
+
+
+def hint(text: str) -> None:
+    """Print a line for people on standard error, so that standard output stays for results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def as_json(value: Any) -> None:
+    """Print one JSON value."""
+    print(json.dumps(value, indent=2, default=str), flush=True)
+
+
+def error(problem: ToolkitError) -> None:
+    """Print an error and its hint on standard error."""
+    print(f"error: {problem.message}", file=sys.stderr)
+    if problem.hint:
+        print(f" hint: {problem.hint}", file=sys.stderr, flush=True)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
+    """Print a table; ``None`` is an empty cell, numbers are aligned right."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    drawn = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for index, column in enumerate(columns):
+        numeric = all(isinstance(row[index], int | float) or row[index] is None for row in rows)
+        drawn.add_column(column, justify="right" if numeric and rows else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*("" if cell is None else str(cell) for cell in row))
+    Console(highlight=False, soft_wrap=not sys.stdout.isatty()).print(drawn)
+
+
+def duration(seconds: float) -> str:
+    """``95`` -> ``"1m35s"``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f}s" if seconds < 10 else f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+class ProgressLine:
+    """One line that keeps moving: rewritten on a terminal, printed every ``every_s`` seconds elsewhere (CI logs)."""
+
+    def __init__(self, label: str, every_s: float = 10.0) -> None:
+        self._label = label
+        self._every_s = every_s
+        self._live = sys.stderr.isatty()
+        self._last = 0.0
+        self._start = time.monotonic()
+
+    def update(self, text: str) -> None:
+        """Show ``text`` with the time since the start."""
+        now = time.monotonic()
+        if now - self._last < (0.1 if self._live else self._every_s):
+            return
+        self._last = now
+        line = f"{self._label}  {duration(now - self._start)}  {text}"
+        end = "" if self._live else "\n"
+        print(f"\r\x1b[2K{line}" if self._live else line, end=end, file=sys.stderr, flush=True)
+
+    def close(self, text: str) -> None:
+        """Leave a last line."""
+        line = f"{self._label}  {duration(time.monotonic() - self._start)}  {text}"
+        print(f"\r\x1b[2K{line}" if self._live else line, file=sys.stderr, flush=True)
