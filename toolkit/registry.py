@@ -31,7 +31,10 @@ class Registry(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         if name not in self._table:
             known = ", ".join(sorted(self._table))
-            raise UsageError(f"no {self._what} is named {name!r}{close_match(name, self._table)}", f"known: {known}")
+            raise UsageError(
+                f"no {self._what} is named {name!r}{close_match(name, self._table)}",
+                f"known: {known}",
+            )
         module, _, attribute = self._table[name].partition(":")
         return getattr(import_module(module), attribute)
 

@@ -17,21 +17,30 @@ from toolkit.errors import ToolkitError
 COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("toolkit.cli.recipes:init", "Start a recipe of your own from a shipped one."),
     "recipes": ("toolkit.cli.recipes:recipes", "List, show and copy the shipped recipes."),
-    "validate": ("toolkit.cli.recipes:validate", "Check recipes; every mistake at once, with its line."),
+    "validate": (
+        "toolkit.cli.recipes:validate",
+        "Check recipes; every mistake at once, with its line.",
+    ),
     "schema": ("toolkit.cli.recipes:schema", "Print the JSON Schema of recipes, for editors."),
     "plan": ("toolkit.cli.run:plan", "Show what would run, what is done, and why."),
     "run": ("toolkit.cli.run:run", "Run a recipe from data to served model."),
     "train": ("toolkit.cli.run:train", "Run a recipe as far as training."),
     "export": ("toolkit.cli.run:export", "Run a recipe as far as the exported folders."),
     "quantize": ("toolkit.cli.run:quantize", "Run a recipe as far as its quantized models."),
-    "evaluate": ("toolkit.cli.run:evaluate", "Run a recipe as far as its evaluations, and check its gates."),
+    "evaluate": (
+        "toolkit.cli.run:evaluate",
+        "Run a recipe as far as its evaluations, and check its gates.",
+    ),
     "serve": ("toolkit.cli.serve:serve", "Serve a model of a recipe; stop a detached server."),
     "chat": ("toolkit.cli.chat:chat", "Talk to a served model."),
     "bench": ("toolkit.cli.bench:bench", "Measure an OpenAI endpoint under concurrent load."),
     "env": ("toolkit.cli.env:env", "List, build and use the locked environments."),
     "runs": ("toolkit.cli.runs:runs", "List and show MLflow runs."),
     "ui": ("toolkit.cli.runs:ui", "Open the MLflow UI on the right store."),
-    "doctor": ("toolkit.cli.doctor:doctor", "Say what is here, what is missing, and what mends it."),
+    "doctor": (
+        "toolkit.cli.doctor:doctor",
+        "Say what is here, what is missing, and what mends it.",
+    ),
 }
 """Command -> (module:attribute, the line in ``toolkit --help``)."""
 

@@ -82,3 +82,45 @@ class ProgressLine:
         """Leave a last line."""
         line = f"{self._label}  {duration(time.monotonic() - self._start)}  {text}"
         print(f"\r\x1b[2K{line}" if self._live else line, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """Shows the events of steps (see ``worker.Show``): one moving line for the step that runs."""
+
+    def __init__(self) -> None:
+        self._line: ProgressLine | None = None
+        self._text = "starting"
+
+    def show(self, step: str, event: dict[str, Any] | Any) -> None:
+        """Take one event."""
+        kind = event["event"]
+        if kind in ("started", "waiting"):
+            self._line = ProgressLine(f"{step:<18}")
+            self._text = "starting" if kind == "started" else "another run is making this: waiting"
+        elif kind == "progress":
+            self._text = _progress_text(event)
+        elif kind == "note":
+            self._text = event["text"]
+            self._force()
+        if self._line:
+            self._line.update(self._text)
+
+    def done(self, text: str) -> None:
+        """Close the line of the step that ran."""
+        if self._line:
+            self._line.close(text)
+        self._line, self._text = None, "starting"
+
+    def _force(self) -> None:
+        if self._line and not sys.stderr.isatty():
+            self._line.update(self._text)
+
+
+def _progress_text(event: dict[str, Any]) -> str:
+    done, total = event["done"], event["total"]
+    share = f" {100 * done / total:3.0f}%" if total else ""
+    shown = "  ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in event["shown"].items()
+    )
+    return f"{share} {done:g}/{total:g} {event['unit']}  {shown}".strip()

@@ -49,6 +49,11 @@ class TokenStore:
         kept = list(rows)
         lengths = [len(row.ids) for row in kept]
         empty = [np.zeros(0)]
-        np.save(folder / "ids.npy", np.concatenate([row.ids for row in kept] or empty).astype(np.int32))
-        np.save(folder / "trained.npy", np.concatenate([row.trained for row in kept] or empty).astype(bool))
+        np.save(
+            folder / "ids.npy", np.concatenate([row.ids for row in kept] or empty).astype(np.int32)
+        )
+        np.save(
+            folder / "trained.npy",
+            np.concatenate([row.trained for row in kept] or empty).astype(bool),
+        )
         np.save(folder / "offsets.npy", np.cumsum([0, *lengths], dtype=np.int64))

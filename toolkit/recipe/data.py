@@ -41,9 +41,13 @@ class DataSource(Section):
     def _exactly_one_place(self) -> Self:
         given = [key for key in ("path", "hub", "python") if getattr(self, key) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of path, hub, python (given: {', '.join(given) or 'none'})")
+            raise ValueError(
+                f"give exactly one of path, hub, python (given: {', '.join(given) or 'none'})"
+            )
         if self.hub is not None and self.revision is None:
-            raise ValueError(f"revision is missing: pin the dataset {self.hub!r} to a commit of 40 hex digits")
+            raise ValueError(
+                f"revision is missing: pin the dataset {self.hub!r} to a commit of 40 hex digits"
+            )
         if self.python is not None and ":" not in self.python:
             raise ValueError(f"python is {self.python!r}: write 'file.py:function'")
         return self

@@ -12,7 +12,10 @@ from toolkit.recipe.base import Section
 class ExportSection(Section):
     """Self-contained folders: weights, tokenizer, exact chat template, generation config, model card."""
 
-    formats: Annotated[tuple[Literal["adapter", "merged"], ...], Field(min_length=1)] = ("adapter", "merged")
+    formats: Annotated[tuple[Literal["adapter", "merged"], ...], Field(min_length=1)] = (
+        "adapter",
+        "merged",
+    )
     """`adapter` alone, and `merged` into the base at full precision (also after QLoRA: into the dequantized weights
     that training saw)."""
     dtype: Literal["bf16", "fp16", "fp32"] = "bf16"

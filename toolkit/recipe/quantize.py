@@ -41,9 +41,13 @@ class QuantizeSection(Section):
 
     @model_validator(mode="after")
     def _bits_fit_the_method(self) -> Self:
-        allowed = {"gptq": (4, 8), "awq": (4,), "bnb": (4, 8), "int8": (8,), "fp8": (8,)}[self.method]
+        allowed = {"gptq": (4, 8), "awq": (4,), "bnb": (4, 8), "int8": (8,), "fp8": (8,)}[
+            self.method
+        ]
         if self.bits is not None and self.bits not in allowed:
-            raise ValueError(f"bits is {self.bits}, but {self.method} has {' or '.join(map(str, allowed))}")
+            raise ValueError(
+                f"bits is {self.bits}, but {self.method} has {' or '.join(map(str, allowed))}"
+            )
         return self
 
 

@@ -60,7 +60,9 @@ class Recipe(Section):
         labels = [q.label for q in self.quantize]
         for label in labels:
             if labels.count(label) > 1 or label in ("base", "tuned", "merged"):
-                raise ValueError(f"quantize has two models named {label!r}: give each a name of its own")
+                raise ValueError(
+                    f"quantize has two models named {label!r}: give each a name of its own"
+                )
         self._names_exist()
         return self
 
@@ -85,4 +87,6 @@ class Recipe(Section):
                 used.append(("evaluate.gates: against", gate.against))
         for key, name in used:
             if name not in self.subjects:
-                raise ValueError(f"{key} names {name!r}, but this recipe has {', '.join(self.subjects)}")
+                raise ValueError(
+                    f"{key} names {name!r}, but this recipe has {', '.join(self.subjects)}"
+                )

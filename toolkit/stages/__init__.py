@@ -42,7 +42,11 @@ class Interpreter:
 
     def environ(self) -> dict[str, str]:
         """This process's environment variables, changed so that ``python`` finds ``pythonpath`` and nothing of ours."""
-        env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+        env = {
+            k: v
+            for k, v in os.environ.items()
+            if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+        }
         if self.pythonpath:
             env["PYTHONPATH"] = os.pathsep.join(str(p) for p in self.pythonpath)
         env["PATH"] = f"{self.python.parent}{os.pathsep}{env.get('PATH', '')}"
@@ -138,9 +142,13 @@ class Stage(Protocol[C]):
 
 STAGES = Registry(
     "stage",
-    {name: f"toolkit.stages.{name}:{name.capitalize()}" for name in
-     ("fetch", "data", "train", "export", "quantize", "evaluate", "serve")},
+    {
+        name: f"toolkit.stages.{name}:{name.capitalize()}"
+        for name in ("fetch", "data", "train", "export", "quantize", "evaluate", "serve")
+    },
 )
 """Stage classes by verb; each module also has the config type, ``<Verb>Config``."""
 
-CONFIGS = Registry("stage", {name: f"toolkit.stages.{name}:{name.capitalize()}Config" for name in STAGES})
+CONFIGS = Registry(
+    "stage", {name: f"toolkit.stages.{name}:{name.capitalize()}Config" for name in STAGES}
+)

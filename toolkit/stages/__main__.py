@@ -64,14 +64,37 @@ def main(path: str) -> int:
         (state / "error.json").write_text(json.dumps(report))
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except Exception as error:  # the last line of defence: the worker shows the cause, the log holds the traceback
-        report = {"type": type(error).__name__, "message": f"{type(error).__name__}: {error}", "hint": None}
-        (state / "error.json").write_text(json.dumps(report | {"traceback": traceback.format_exc()}))
+    except (
+        Exception
+    ) as error:  # the last line of defence: the worker shows the cause, the log holds the traceback
+        report = {
+            "type": type(error).__name__,
+            "message": f"{type(error).__name__}: {error}",
+            "hint": None,
+        }
+        (state / "error.json").write_text(
+            json.dumps(report | {"traceback": traceback.format_exc()})
+        )
         traceback.print_exc()
         return 1
-    (state / "result.json").write_text(json.dumps({"metrics": dict(result.metrics), "facts": dict(result.facts)}))
+    (state / "result.json").write_text(
+        json.dumps({"metrics": dict(result.metrics), "facts": dict(result.facts)})
+    )
     return 0
 
 
+def die_with_parent() -> None:
+    """Have the kernel end this process when its worker dies, however it dies: nothing is left holding a GPU."""
+    import ctypes
+    import signal
+
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    parent = os.environ.get("TOOLKIT_PARENT")
+    if parent and os.getppid() != int(parent):  # it died before the kernel was told
+        sys.exit(1)
+
+
 if __name__ == "__main__":
+    die_with_parent()
     sys.exit(main(sys.argv[1]))

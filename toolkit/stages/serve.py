@@ -16,6 +16,10 @@ class ServeConfig(Section):
     name: str
     serve: ServeSection
     max_length: int
+    system: str | None = None
+    """System prompt for questions that bring none."""
+    digests: dict[str, str] = {}
+    """Digest of every adapter folder of ``serve.adapters``."""
 
 
 class Serve:

@@ -1,0 +1,265 @@
+"""``plan``, ``run``, and the plan cut to one stage: ``train``, ``export``, ``quantize``, ``evaluate``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from toolkit.cli import render
+from toolkit.cli.options import recipe_options
+
+if TYPE_CHECKING:
+    from toolkit.execute import RunOutcome
+    from toolkit.prepare import Prepared
+    from toolkit.survey import StepStatus
+
+
+@click.command()
+@recipe_options
+def plan(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    profile: str | None,
+    workspace: Path | None,
+    as_json: bool,
+) -> None:
+    """Show for every step whether it is done or will run, why, where, and in which environment.
+
+    Needs no GPU and starts nothing. A recipe that cannot work is refused here.
+
+    \b
+    Example:
+      toolkit plan recipes/demo/tickets.yaml --set train.learning_rate=2e-4
+    """
+    from toolkit.prepare import prepare
+
+    prepared = prepare(recipe, overrides, profile, workspace)
+    statuses = prepared.survey()
+    if as_json:
+        render.as_json(
+            {"recipe": str(recipe), "steps": [_described(s, prepared) for s in statuses]}
+        )
+        return
+    rows = [
+        (
+            s.step.name,
+            "done" if s.done else "run",
+            "" if s.done else s.why,
+            _where(s, prepared),
+            s.step.fingerprint[:8],
+        )
+        for s in statuses
+    ]
+    render.table(("step", "state", "why", "environment", "fingerprint"), rows)
+    _warn(prepared)
+    done = sum(s.done for s in statuses)
+    render.say(
+        f"{done} of {len(statuses)} steps are done; artifacts are in {prepared.workspace.root}"
+    )
+
+
+def _where(status: StepStatus, prepared: Prepared) -> str:
+    parts = []
+    for name in status.step.environments:
+        environment = prepared.environments[name]
+        label = environment.lock or name
+        parts.append(label if status.done or environment.is_ready else f"{label} (not built)")
+    return " + ".join(parts)
+
+
+def _described(status: StepStatus, prepared: Prepared) -> dict[str, Any]:
+    step = status.step
+    return {
+        "name": step.name,
+        "stage": step.stage,
+        "state": "done" if status.done else "run",
+        "why": status.why,
+        "fingerprint": step.fingerprint,
+        "inputs": dict(step.inputs),
+        "device": prepared.device,
+        "environments": {
+            name: {
+                "lock": prepared.environments[name].lock,
+                "ready": prepared.environments[name].is_ready,
+            }
+            for name in step.environments
+        },
+        "artifact": str(prepared.workspace.artifact(step.stage, step.fingerprint)),
+    }
+
+
+def _warn(prepared: Prepared) -> None:
+    for warning in prepared.warnings:
+        render.hint(f"warning: {warning}")
+
+
+def running_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of every command that runs steps."""
+    for option in (
+        click.option(
+            "--frozen", is_flag=True, help="Refuse to run when something differs from toolkit.lock."
+        ),
+        click.option(
+            "--resume/--no-resume",
+            default=True,
+            show_default=True,
+            help="Go on from an interrupted step's checkpoints, or start the step anew.",
+        ),
+    ):
+        command = option(command)
+    return recipe_options(command)
+
+
+@click.command()
+@running_options
+def run(recipe: Path, **options: Any) -> None:
+    """Run a recipe from its data to its served models. What is done is not done again.
+
+    \b
+    Examples:
+      toolkit run recipes/demo/tickets.yaml
+      toolkit run my.yaml --set train.epochs=2 --frozen
+    """
+    run_stages(recipe, (), **options)
+
+
+def _stage_command(stages: tuple[str, ...], what: str, example: str) -> click.Command:
+    @click.command(
+        name=stages[0],
+        help=f"{what}\n\n\b\nExample:\n  toolkit {example}",
+    )
+    @running_options
+    @click.option(
+        "--only",
+        is_flag=True,
+        help="Refuse when earlier steps are not done, instead of running them.",
+    )
+    def command(recipe: Path, **options: Any) -> None:
+        run_stages(recipe, stages, **options)
+
+    return command
+
+
+train = _stage_command(
+    ("train",),
+    "Run a recipe as far as training; missing inputs are made first.",
+    "train recipes/demo/tickets.yaml --set train.lora.rank=8",
+)
+export = _stage_command(
+    ("export",),
+    "Run a recipe as far as the exported adapter and merged model.",
+    "export recipes/demo/tickets.yaml",
+)
+quantize = _stage_command(
+    ("quantize",),
+    "Run a recipe as far as its quantized models.",
+    "quantize recipes/quantize/gptq.yaml",
+)
+evaluate = _stage_command(
+    ("evaluate",),
+    "Score every model of a recipe on held-out rows and check the gates (exit code 1 when one fails).",
+    "evaluate recipes/demo/tickets.yaml --json",
+)
+
+
+def run_stages(
+    recipe: Path,
+    stages: Sequence[str],
+    *,
+    overrides: tuple[str, ...],
+    profile: str | None,
+    workspace: Path | None,
+    as_json: bool,
+    resume: bool,
+    frozen: bool,
+    only: bool = False,
+) -> RunOutcome:
+    """Prepare, run, and show how it went."""
+    from toolkit import execute
+    from toolkit.prepare import prepare
+    from toolkit.worker import raise_on_sigterm
+
+    raise_on_sigterm()
+    prepared = prepare(recipe, overrides, profile, workspace)
+    if stages:
+        prepared = prepared.cut(stages)
+    statuses = prepared.survey()
+    if only:
+        prepared.require_inputs(statuses, stages)
+    prepared.require_environments(statuses)
+    _warn(prepared)
+    progress = render.Progress()
+    outcome = execute.run_plan(prepared, statuses, progress.show, resume=resume, frozen=frozen)
+    if as_json:
+        render.as_json(summary(outcome))
+    else:
+        _show(outcome, prepared)
+    return outcome
+
+
+def summary(outcome: RunOutcome) -> dict[str, Any]:
+    """The outcome as JSON."""
+    return {
+        "mlflow_run": outcome.parent_run,
+        "steps": [
+            {
+                "name": s.step.name,
+                "cached": s.cached,
+                "seconds": s.artifact.manifest["seconds"],
+                "peak_memory_gib": s.artifact.manifest["peak_memory_gib"],
+                "metrics": s.artifact.metrics,
+                "artifact": str(s.artifact.path),
+                "mlflow_run": (s.artifact.manifest["mlflow"] or {}).get("run_id"),
+            }
+            for s in outcome.steps
+        ],
+        "gates": [{"passed": v.passed, "message": v.message} for v in outcome.verdicts],
+    }
+
+
+def _show(outcome: RunOutcome, prepared: Prepared) -> None:
+    rows = []
+    for s in outcome.steps:
+        manifest = s.artifact.manifest
+        run_id = (manifest["mlflow"] or {}).get("run_id", "")
+        rows.append(
+            (
+                s.step.name,
+                "done before" if s.cached else render.duration(manifest["seconds"]),
+                f"{manifest['peak_memory_gib']:.2f}",
+                _headline(s.artifact.metrics, prepared),
+                _relative(s.artifact.path),
+                run_id[:8],
+            )
+        )
+    render.table(("step", "time", "peak GiB", "result", "artifact", "MLflow run"), rows)
+    for verdict in outcome.verdicts:
+        render.say(f"gate {'passed' if verdict.passed else 'FAILED'}: {verdict.message}")
+    if outcome.parent_run is None:
+        render.say("everything is done: nothing had to run")
+
+
+HEADLINES = (
+    "heldout_loss",
+    "final_loss",
+    "perplexity",
+    "size_mb",
+    "tokens_per_second",
+    "start_seconds",
+    "rows",
+)
+"""Metrics worth a place in the closing table, besides those that the recipe evaluates."""
+
+
+def _headline(metrics: dict[str, float], prepared: Prepared) -> str:
+    section = prepared.loaded.recipe.evaluate
+    wanted = (*(section.metrics if section else ()), *HEADLINES)
+    shown = [name for name in wanted if name in metrics][:2]
+    return "  ".join(f"{name} {metrics[name]:.4g}" for name in shown)
+
+
+def _relative(path: Path) -> str:
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

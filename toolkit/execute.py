@@ -1,0 +1,150 @@
+"""Run the steps of a plan that are not done, one after the other, and check the gates as soon as they can be checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from toolkit import gates, tracking
+from toolkit.artifact import Artifact
+from toolkit.gates import Verdict
+from toolkit.lock import Lock
+from toolkit.plan import Plan, Step
+from toolkit.prepare import Prepared
+from toolkit.survey import StepStatus
+from toolkit.worker import Show, StepSpec, run_step
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """A finished step of a run."""
+
+    step: Step
+    artifact: Artifact
+    cached: bool
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """A finished run: every step of the plan, and how the gates went."""
+
+    steps: tuple[StepOutcome, ...]
+    verdicts: tuple[Verdict, ...]
+    parent_run: str | None
+    """MLflow run id; None when there was nothing to do."""
+
+    def artifact(self, name: str) -> Artifact:
+        """The artifact of a step."""
+        return next(s.artifact for s in self.steps if s.step.name == name)
+
+
+def run_plan(
+    prepared: Prepared,
+    statuses: list[StepStatus],
+    show: Show,
+    *,
+    resume: bool = True,
+    frozen: bool = False,
+) -> RunOutcome:
+    """Make every artifact of the plan.
+
+    Raises:
+        DriftError: ``frozen``, and something differs from ``toolkit.lock``.
+        TrackingError: The MLflow store cannot be opened.
+        GateFailedError: A model is worse than the recipe allows; what was made stays.
+        ToolkitError: A step's own error.
+    """
+    plan, lock = prepared.plan, Lock.beside(prepared.loaded.path)
+    lock.compare(prepared, frozen=frozen)
+    if all(status.done for status in statuses):
+        done = tuple(StepOutcome(s.step, s.artifact, True) for s in statuses if s.artifact)
+        verdicts = _check_gates(plan, done)
+        gates.require(verdicts)
+        return RunOutcome(done, verdicts, None)
+    recipe = prepared.loaded.recipe
+    store = tracking.resolve(recipe.tracking.uri, prepared.workspace)
+    tracking.check(store)
+    finished: list[StepOutcome] = []
+    with tracking.recipe_run(store, prepared, [s for s in statuses if s.done]) as parent:
+        for status in statuses:
+            if status.artifact:
+                finished.append(StepOutcome(status.step, status.artifact, True))
+            else:
+                spec = _spec(prepared, status.step, store, parent.run_id, resume=resume)
+                finished.append(StepOutcome(status.step, run_step(spec, show), False))
+            if status.step.stage == "fetch":
+                lock.compare_base(finished[-1].artifact, prepared, frozen=frozen)
+            verdicts = _check_gates(plan, finished)
+            parent.gates(verdicts)
+            gates.require(verdicts)
+        lock.write(prepared, {s.step.name: s.artifact for s in finished})
+        return RunOutcome(tuple(finished), verdicts, parent.run_id)
+
+
+def _check_gates(
+    plan: Plan, finished: tuple[StepOutcome, ...] | list[StepOutcome]
+) -> tuple[Verdict, ...]:
+    """Verdicts of the gates whose models are all scored by now."""
+    section = plan.recipe.evaluate
+    if section is None:
+        return ()
+    reports = {
+        s.artifact.manifest["identity"]["config"]["subject"]: s.artifact.metrics
+        for s in finished
+        if s.step.stage == "evaluate"
+    }
+    rows = {subject: int(metrics.get("rows", 0)) for subject, metrics in reports.items()}
+    ready = [
+        gate
+        for gate in section.gates
+        if gate.of in reports and (gate.max_drop is None or gate.against in reports)
+    ]
+    return tuple(gates.check(ready, reports, rows))
+
+
+def _spec(
+    prepared: Prepared, step: Step, store: tracking.Store, parent: str, *, resume: bool
+) -> StepSpec:
+    """Everything a worker needs to know about one step."""
+    plan, workspace, path = prepared.plan, prepared.workspace, prepared.loaded.path
+    inputs = {role: plan.step(source) for role, source in step.inputs.items()}
+    return StepSpec(
+        recipe=plan.recipe.name,
+        recipe_path=str(path.absolute()),
+        recipe_dir=str(path.parent.absolute()),
+        step=step.name,
+        stage=step.stage,
+        kind=step.kind.value,
+        fingerprint=step.fingerprint,
+        identity=dict(step.identity),
+        config=dict(step.config),
+        inputs={
+            role: str(workspace.artifact(s.stage, s.fingerprint)) for role, s in inputs.items()
+        },
+        artifact=str(workspace.artifact(step.stage, step.fingerprint)),
+        state=str(workspace.state(step.stage, step.fingerprint)),
+        device=prepared.device,
+        environments={
+            name: dict(_described(prepared, name)) for name in (*step.environments, "core")
+        },
+        store={
+            "uri": store.uri,
+            "artifact_root": str(store.artifact_root) if store.artifact_root else None,
+        },
+        experiment=plan.recipe.tracking.experiment or plan.recipe.name,
+        parent_run=parent,
+        resume=resume,
+    )
+
+
+def _described(prepared: Prepared, name: str) -> Mapping[str, Any]:
+    environment = prepared.environments[name]
+    interpreter = environment.interpreter()
+    return {
+        "python": str(interpreter.python),
+        "pythonpath": [str(p) for p in interpreter.pythonpath],
+        "variables": dict(interpreter.variables),
+        "lock": environment.lock,
+        "digest": environment.digest,
+    }

@@ -1,0 +1,54 @@
+"""What planning needs to know of the machine: digests of local files and of environments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from toolkit import digests
+from toolkit.errors import Problem, RecipeError
+from toolkit.plan import Observed
+from toolkit.recipe.load import Loaded
+from toolkit.recipe.model import parse_source
+from toolkit.recipe.recipe import Recipe
+
+
+def local_files(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Every local path that a recipe names, with the key that names it; ``file.py:function`` counts as its file."""
+    if parse_source(recipe.model.source).is_local:
+        yield recipe.model.source, "model.source"
+    if recipe.model.chat_template:
+        yield recipe.model.chat_template, "model.chat_template"
+    sources = (*recipe.data.sources, *recipe.data.heldout.sources) if recipe.data else ()
+    for source in sources:
+        if named := source.path or source.python:
+            yield named.partition(".py:")[0] + ".py" if source.python else named, "data"
+    for metric in recipe.evaluate.metrics if recipe.evaluate else ():
+        if ".py:" in metric:
+            yield metric.partition(":")[0], "evaluate.metrics"
+    for adapter in recipe.serve.adapters if recipe.serve else ():
+        yield adapter.path, "serve.adapters"
+
+
+def resolve_path(text: str, directory: Path) -> Path:
+    """A path of a recipe on this machine: ``~`` is the home folder, relative ones start at the recipe."""
+    return directory / Path(text).expanduser()
+
+
+def observe(loaded: Loaded, environments: Mapping[str, str]) -> Observed:
+    """Digest every local file that the recipe names.
+
+    Raises:
+        RecipeError: Files are missing; names every one, with the key and where it was looked for.
+    """
+    found, missing = {}, []
+    for text, key in local_files(loaded.recipe):
+        path = resolve_path(text, loaded.directory)
+        if path.exists():
+            found[text] = digests.of_path(path)
+        else:
+            problem = f"names {text!r}, but {path.absolute()} does not exist"
+            missing.append(Problem(str(loaded.path), key, problem))
+    if missing:
+        raise RecipeError(missing, "relative paths start at the recipe's own folder")
+    return Observed(found, environments)

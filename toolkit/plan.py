@@ -1,0 +1,307 @@
+"""A recipe becomes a plan: steps, each with a fingerprint of all that decides its bytes. Pure: no I/O in here.
+
+``observe.py`` looks at the machine before; ``survey.py`` compares a plan with the artifacts that are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from toolkit import digests
+from toolkit.errors import UsageError
+from toolkit.recipe.load import Loaded
+from toolkit.recipe.model import SourceKind, parse_source
+from toolkit.recipe.recipe import Recipe
+from toolkit.stages import CONFIGS, STAGES, Kind
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What planning needs to know of the machine.
+
+    Attributes:
+        files: sha256 of local files and folders, by the path that the recipe gives.
+        environments: Digest of the lock (or interpreter) of each logical environment.
+    """
+
+    files: Mapping[str, str] = field(default_factory=dict)
+    environments: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One process to run: a stage with its config and inputs."""
+
+    name: str
+    stage: str
+    kind: Kind
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    """Role -> name of the step that makes it."""
+    environments: tuple[str, ...]
+    """Logical environments; the stage's own first."""
+    fingerprint: str
+    identity: Mapping[str, Any]
+    """What the fingerprint is the digest of."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps in an order in which each stands after its inputs."""
+
+    recipe: Recipe
+    path: Path
+    steps: tuple[Step, ...]
+
+    def step(self, name: str) -> Step:
+        """The step of that name."""
+        return next(step for step in self.steps if step.name == name)
+
+    def upto(self, stages: Sequence[str] = (), names: Sequence[str] = ()) -> Plan:
+        """The plan cut to the steps of some stages (or of some names) and all they need.
+
+        Raises:
+            UsageError: The recipe has no such step.
+        """
+        targets = [s.name for s in self.steps if s.stage in stages or s.name in names]
+        if not targets:
+            wanted = " or ".join((*stages, *names))
+            raise UsageError(
+                f"{self.path} has no step for {wanted}; its steps are {', '.join(s.name for s in self.steps)}",
+                f"add a section `{stages[0]}:` to the recipe" if stages else None,
+            )
+        needed: set[str] = set()
+        for step in reversed(self.steps):
+            if step.name in targets or step.name in needed:
+                needed |= {step.name, *step.inputs.values()}
+        return replace(self, steps=tuple(s for s in self.steps if s.name in needed))
+
+
+def make_plan(loaded: Loaded, observed: Observed) -> Plan:
+    """Turn a recipe into steps."""
+    return Plan(loaded.recipe, loaded.path, tuple(_Planner(loaded.recipe, observed).steps()))
+
+
+class _Planner:
+    """Builds the steps of one recipe in order; ``made`` holds those that exist so far."""
+
+    def __init__(self, recipe: Recipe, observed: Observed) -> None:
+        self.recipe = recipe
+        self.observed = observed
+        self.made: dict[str, Step] = {}
+
+    def steps(self) -> Iterator[Step]:
+        recipe = self.recipe
+        self._fetch()
+        if recipe.data:
+            self._data()
+        if recipe.evaluate and "base" in recipe.evaluated:
+            self._evaluate("base")
+        if recipe.train:
+            self._train()
+        for section in recipe.quantize:
+            self._quantize(section)
+        if recipe.evaluate:
+            for subject in recipe.evaluated:
+                if subject != "base":
+                    self._evaluate(subject)
+        if recipe.serve:
+            for subject in recipe.served:
+                self._serve(subject)
+        return iter(_natural_order(self.made))
+
+    def _fetch(self) -> None:
+        model = self.recipe.model
+        paths = [model.chat_template] if model.chat_template else []
+        if parse_source(model.source).kind in (SourceKind.folder, SourceKind.gguf):
+            paths.append(model.source)
+        config = model.model_dump(mode="json", exclude={"max_length"})
+        self._add("fetch", "fetch", config | {"digests": self._digests(*paths)})
+
+    def _data(self) -> None:
+        data = self.recipe.data
+        if data is None:
+            return
+        named = [
+            s.path or (s.python or "").partition(".py:")[0] + ".py"
+            for s in (*data.sources, *data.heldout.sources)
+            if not s.hub
+        ]
+        config = {"data": data.model_dump(mode="json"), "digests": self._digests(*named)}
+        self._add("data", "data", config | self._shared, model="fetch")
+
+    def _train(self) -> None:
+        recipe = self.recipe
+        if recipe.train is None:
+            return
+        full = recipe.train.method == "full"
+        config = {"train": recipe.train.model_dump(mode="json")} | self._shared
+        kind = Kind.model if full else Kind.adapter
+        self._add("train", "train", config, kind=kind, model="fetch", dataset="data")
+        dtype = recipe.export.dtype if recipe.export else "bf16"
+        wanted = set(recipe.export.formats if recipe.export else ())
+        wanted |= self._formats_needed()
+        for format_ in ("adapter", "merged"):
+            if format_ not in wanted or (full and format_ == "adapter"):
+                continue
+            config = {
+                "format": format_,
+                "dtype": dtype,
+                "method": recipe.train.method,
+                "card": {
+                    "recipe": recipe.name,
+                    "base": recipe.model.source,
+                    "revision": recipe.model.revision,
+                },
+            }
+            kind = Kind.adapter if format_ == "adapter" else Kind.model
+            self._add(
+                f"export-{format_}",
+                "export",
+                config,
+                kind=kind,
+                model="fetch",
+                adapter="train",
+                dataset="data",
+            )
+
+    def _formats_needed(self) -> set[str]:
+        """Formats that later steps read, whether or not the recipe exports them by name."""
+        used = {*self.recipe.evaluated} if self.recipe.evaluate else set()
+        used |= {*self.recipe.served} if self.recipe.serve else set()
+        merged = {"merged"} if self.recipe.quantize or "merged" in used else set()
+        return merged | ({"adapter"} if "tuned" in used else set())
+
+    def _quantize(self, section: Any) -> None:
+        model = "export-merged" if self.recipe.train else "fetch"
+        config = {"quantize": section.model_dump(mode="json", exclude={"name"})} | self._shared
+        dataset = {"dataset": "data"} if self.recipe.data else {}
+        self._add(f"quantize-{section.label}", "quantize", config, model=model, **dataset)
+
+    def _evaluate(self, subject: str) -> None:
+        section = self.recipe.evaluate
+        if section is None:
+            return
+        files = [m.partition(":")[0] for m in section.metrics if ".py:" in m]
+        config = section.model_dump(mode="json", exclude={"of", "gates"})
+        engine = self.recipe.serve if section.through == "engine" or section.lm_eval else None
+        config |= {
+            "subject": subject,
+            "max_length": self.recipe.model.max_length,
+            "digests": self._digests(*files),
+            "engine": engine.model_dump(mode="json") if engine else None,
+        }
+        engines = (engine.engine,) if engine else ()
+        self._add(
+            f"evaluate-{subject}",
+            "evaluate",
+            config,
+            engines,
+            dataset="data",
+            **self._weights(subject),
+        )
+
+    def _serve(self, subject: str) -> None:
+        serve = self.recipe.serve
+        if serve is None:
+            return
+        # Where the server listens changes no answer: the port and address are no part of the fingerprint.
+        section = serve.model_dump(
+            mode="json", exclude={"models", "name", "host", "port", "start_timeout_s"}
+        )
+        adapters = [a.path for a in serve.adapters]
+        config = {
+            "subject": subject,
+            "name": serve.name or self.recipe.name,
+            "serve": section,
+            "max_length": self.recipe.model.max_length,
+            "system": self.recipe.data.system if self.recipe.data else None,
+            "digests": self._digests(*adapters),
+        }
+        dataset = {"dataset": "data"} if self.recipe.data else {}
+        self._add(
+            f"serve-{subject}",
+            "serve",
+            config,
+            (serve.engine,),
+            **dataset,
+            **self._weights(subject),
+        )
+
+    def _weights(self, subject: str) -> dict[str, str]:
+        """The inputs that together are one model of the recipe."""
+        full = self.recipe.train is not None and self.recipe.train.method == "full"
+        if subject == "base":
+            return {"model": "fetch"}
+        if subject == "tuned":
+            return (
+                {"model": "export-merged"}
+                if full
+                else {"model": "fetch", "adapter": "export-adapter"}
+            )
+        return {"model": "export-merged" if subject == "merged" else f"quantize-{subject}"}
+
+    @property
+    def _shared(self) -> dict[str, Any]:
+        return {"max_length": self.recipe.model.max_length, "seed": self.recipe.seed}
+
+    def _digests(self, *paths: str) -> dict[str, str]:
+        return {path: self.observed.files[path] for path in paths}
+
+    def _add(
+        self,
+        name: str,
+        stage: str,
+        config: Mapping[str, Any],
+        engines: tuple[str, ...] = (),
+        kind: Kind | None = None,
+        **inputs: str,
+    ) -> None:
+        verb = STAGES[stage]
+        resolved = CONFIGS[stage].model_validate(config).model_dump(mode="json")
+        environments = (verb.environment, *engines)
+        identity = {
+            "stage": stage,
+            "revision": verb.revision,
+            "config": resolved,
+            "inputs": {
+                role: self.made[source].fingerprint for role, source in sorted(inputs.items())
+            },
+            "environments": {
+                e: self.observed.environments.get(e) for e in environments if e != "core"
+            },
+        }
+        self.made[name] = Step(
+            name,
+            stage,
+            kind or verb.produces,
+            resolved,
+            inputs,
+            environments,
+            digests.of_json(identity),
+            identity,
+        )
+
+
+def _natural_order(made: Mapping[str, Step]) -> list[Step]:
+    """As a reader expects it: a model is scored as soon as it exists, serving comes last."""
+    steps, left = [], list(made.values())
+    rank = {
+        "fetch": 0,
+        "data": 1,
+        "evaluate": 2,
+        "train": 3,
+        "export": 4,
+        "quantize": 5,
+        "serve": 6,
+    }
+    while left:
+        names = {s.name for s in steps}
+        ready = [s for s in left if names.issuperset(s.inputs.values())]
+        step = min(ready, key=lambda s: rank[s.stage])
+        steps.append(step)
+        left.remove(step)
+    return steps

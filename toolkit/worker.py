@@ -1,0 +1,336 @@
+"""The worker: runs one step from its step file, and is the only one that writes its artifact.
+
+It verifies the inputs, opens the MLflow run, starts the stage as a process in the stage's own environment, forwards
+what the stage reports, and when the stage succeeds hashes the files and renames the folder into place. A crash at any
+point leaves no artifact; the next run goes on from the step's state folder.
+
+``python -m toolkit.worker STEP.JSON`` is what a job engine starts; ``toolkit run`` calls :func:`run_step` itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from toolkit import __version__, artifact, errors, tracking
+from toolkit.artifact import Artifact
+from toolkit.errors import StepFailedError
+from toolkit.stages import Interpreter, Kind
+from toolkit.workspace import private_folder
+
+Show = Callable[[str, Mapping[str, Any]], None]
+"""Called with the step's name and an event: started, waiting, tick, progress, note, metrics."""
+
+STOP_DEADLINE_S = 60.0
+"""How long a stage may take to write a checkpoint after SIGTERM."""
+
+KEPT_STATE = ("log.txt", "step.json", "result.json", "mlflow.json")
+
+
+class Interrupted(BaseException):
+    """Somebody asked the worker to stop (SIGTERM)."""
+
+
+@dataclass(frozen=True)
+class StepSpec:
+    """A step, resolved for one machine: all that a worker needs. Written as ``step.json``."""
+
+    recipe: str
+    recipe_path: str
+    recipe_dir: str
+    step: str
+    stage: str
+    kind: str
+    fingerprint: str
+    identity: dict[str, Any]
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    """Role -> folder of a finished artifact."""
+    artifact: str
+    state: str
+    device: str
+    environments: dict[str, dict[str, Any]]
+    """Logical name -> python, pythonpath, variables, lock, digest; the stage's own first."""
+    store: dict[str, Any]
+    """MLflow store: uri, artifact_root."""
+    experiment: str
+    parent_run: str | None
+    resume: bool = True
+    tags: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> StepSpec:
+        """Read what :meth:`write` wrote."""
+        return cls(**json.loads(path.read_text())["spec"])
+
+    def write(self) -> Path:
+        """Write ``step.json`` into the state folder, in the form the stage process reads; return its path."""
+        inputs = {role: artifact.verified(Path(path)) for role, path in self.inputs.items()}
+        for_stage = {
+            "stage": self.stage,
+            "config": self.config,
+            "inputs": {
+                role: {
+                    "path": str(a.path),
+                    "kind": a.manifest["kind"],
+                    "fingerprint": a.fingerprint,
+                    "facts": a.manifest["facts"],
+                }
+                for role, a in inputs.items()
+            },
+            "output": str(artifact.part_of(Path(self.artifact))),
+            "state": self.state,
+            "recipe_dir": self.recipe_dir,
+            "device": self.device,
+            "resume": self.resume,
+            "interpreters": {
+                name: {key: e[key] for key in ("python", "pythonpath", "variables")}
+                for name, e in self.environments.items()
+            },
+        }
+        path = private_folder(Path(self.state)) / "step.json"
+        path.write_text(json.dumps(for_stage | {"spec": asdict(self)}, indent=1))
+        return path
+
+
+def run_step(spec: StepSpec, show: Show) -> Artifact:
+    """Run one step unless another process made its artifact meanwhile.
+
+    Raises:
+        ToolkitError: The stage's own error, or StepFailedError when it crashed or was killed.
+    """
+    final, state = Path(spec.artifact), private_folder(Path(spec.state))
+    with _alone(
+        state.with_name(state.name + ".lock"), lambda: show(spec.step, {"event": "waiting"})
+    ):
+        made = artifact.find(final)
+        if made is not None and artifact.damage(made) is None:
+            return made
+        step_file = spec.write()
+        if not spec.resume:
+            _forget(state, keep=("step.json",))
+        _empty(artifact.part_of(final))
+        show(spec.step, {"event": "started"})
+        with tracking.step_run(spec) as run:
+            outcome = _run_stage(spec, step_file, show)
+            manifest = _manifest(spec, outcome, run.reference)
+            run.finish(
+                outcome.metrics
+                | {"seconds": outcome.seconds, "peak_memory_gib": outcome.peak_memory_gib}
+            )
+        done = artifact.publish(final, manifest)
+        _forget(state, keep=KEPT_STATE)
+        return done
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage process left: its numbers and what it cost."""
+
+    metrics: dict[str, float]
+    facts: dict[str, Any]
+    seconds: float
+    peak_memory_gib: float
+
+
+def _run_stage(spec: StepSpec, step_file: Path, show: Show) -> Outcome:
+    """Start the stage's process, forward its events until it ends, and read its last word."""
+    state, started = Path(spec.state), time.monotonic()
+    for name in ("result.json", "error.json"):
+        (state / name).unlink(missing_ok=True)
+    reader, writer = os.pipe()
+    own = next(iter(spec.environments.values()))
+    interpreter = Interpreter(
+        Path(own["python"]), tuple(map(Path, own["pythonpath"])), own["variables"]
+    )
+    with (state / "log.txt").open("ab") as log:
+        process = subprocess.Popen(
+            [
+                str(interpreter.python),
+                str(Path(__file__).parent / "stages" / "__main__.py"),
+                str(step_file),
+            ],
+            env=interpreter.environ()
+            | {"TOOLKIT_EVENTS_FD": str(writer), "TOOLKIT_PARENT": str(os.getpid())},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=(writer,),
+            start_new_session=True,
+        )
+    os.close(writer)
+    try:
+        status, usage = _follow(process, reader, lambda event: show(spec.step, event))
+    finally:
+        _stop(process)
+        os.close(reader)
+    if status != 0:
+        raise _failure(spec, status)
+    result = json.loads((state / "result.json").read_text())
+    peak_gib = usage.ru_maxrss / 2**20  # Linux counts KiB
+    return Outcome(
+        result["metrics"], result["facts"], time.monotonic() - started, round(peak_gib, 3)
+    )
+
+
+def _follow(
+    process: subprocess.Popen[bytes], reader: int, show: Callable[[Mapping[str, Any]], None]
+) -> tuple[int, Any]:
+    """Forward events until the process ends; return its exit code (negative: signal) and resource usage."""
+    pending = b""
+    while True:
+        ready, _, _ = select.select([reader], [], [], 0.5)
+        chunk = os.read(reader, 1 << 16) if ready else b""
+        *lines, pending = (pending + chunk).split(b"\n")
+        for line in lines:
+            show(json.loads(line))
+        if not chunk:
+            show({"event": "tick"})
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+            if pid:
+                process.returncode = os.waitstatus_to_exitcode(status)
+                return process.returncode, usage
+            if ready:  # end of file while the process still ends
+                time.sleep(0.05)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End a stage that still runs, with everything it started: first kindly, then for good."""
+    if process.returncode is not None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(STOP_DEADLINE_S)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _failure(spec: StepSpec, status: int) -> errors.ToolkitError:
+    """The error that a failed stage left, or what its end tells."""
+    log = Path(spec.state) / "log.txt"
+    report = Path(spec.state) / "error.json"
+    if report.exists():
+        said = json.loads(report.read_text())
+        known = getattr(errors, said["type"], None)
+        if (
+            isinstance(known, type)
+            and issubclass(known, errors.ToolkitError)
+            and known is not errors.RecipeError
+        ):
+            return known(f"step {spec.step}: {said['message']}", said["hint"])
+        return StepFailedError(f"step {spec.step}: {said['message']}", f"the traceback is in {log}")
+    if status < 0:
+        name = signal.Signals(-status).name
+        cause = (
+            " (SIGKILL that nobody sent is the kernel out of memory)"
+            if -status == signal.SIGKILL
+            else ""
+        )
+        return StepFailedError(
+            f"step {spec.step}: its process was ended by {name}{cause}", f"its log is {log}"
+        )
+    return StepFailedError(
+        f"step {spec.step}: its process ended with {status}: {_last_line(log)}", f"its log is {log}"
+    )
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it wrote nothing"
+
+
+def _manifest(spec: StepSpec, outcome: Outcome, run: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "toolkit": __version__,
+        "recipe": spec.recipe,
+        "step": spec.step,
+        "stage": spec.stage,
+        "kind": Kind(spec.kind).value,
+        "fingerprint": spec.fingerprint,
+        "identity": spec.identity,
+        "inputs": spec.inputs,
+        "environments": {name: e["digest"] for name, e in spec.environments.items()},
+        "metrics": outcome.metrics,
+        "facts": outcome.facts,
+        "seconds": round(outcome.seconds, 2),
+        "peak_memory_gib": outcome.peak_memory_gib,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "mlflow": run,
+    }
+
+
+@contextlib.contextmanager
+def _alone(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Hold a lock file; the kernel frees it however the holder ends."""
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _empty(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+    private_folder(folder)
+
+
+def _forget(state: Path, keep: tuple[str, ...]) -> None:
+    """Remove what a finished (or restarted) step no longer needs: checkpoints are large."""
+    for entry in state.iterdir():
+        if entry.name in keep:
+            continue
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def raise_on_sigterm() -> None:
+    """Make SIGTERM end the worker in order: the stage writes a checkpoint, the MLflow run is KILLED."""
+
+    def handler(_signum: int, _frame: object) -> None:
+        raise Interrupted
+
+    signal.signal(signal.SIGTERM, handler)
+
+
+def main(argv: list[str]) -> int:
+    """Run the step file in ``argv[0]``, with plain progress lines for a job log."""
+    from toolkit.cli import render
+
+    raise_on_sigterm()
+    spec = StepSpec.read(Path(argv[0]))
+    try:
+        run_step(spec, render.Progress().show)
+    except errors.ToolkitError as error:
+        render.error(error)
+        return error.exit_code
+    except (Interrupted, KeyboardInterrupt):
+        return 143
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
