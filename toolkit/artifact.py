@@ -63,7 +63,8 @@ def damage(artifact: Artifact, *, thorough: bool = False) -> str | None:
 
     Args:
         artifact: The artifact.
-        thorough: Compare digests too, not only presence and size. Unchanged files are not read again.
+        thorough: Compare digests too, not only presence and size. Unchanged files are not read
+            again.
     """
     for name, known in artifact.manifest["files"].items():
         file = artifact.path / name

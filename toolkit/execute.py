@@ -1,4 +1,4 @@
-"""Run the steps of a plan that are not done, one after the other, and check the gates as soon as they can be checked."""
+"""Run the steps of a plan that are not done, in order, and check each gate as soon as it can be checked."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """``toolkit.lock`` beside the recipe: what a run really used, so that the next one can be held to it.
 
-One file for all recipes of a folder: data digests, base revision and file digests, template hash, environment locks.
+One file for all recipes of a folder: data digests, base revision and file digests, template hash,
+environment locks.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """A recipe becomes a plan: steps, each with a fingerprint of all that decides its bytes. Pure: no I/O in here.
 
-``observe.py`` looks at the machine before; ``survey.py`` compares a plan with the artifacts that are there.
+``observe.py`` looks at the machine before; ``survey.py`` compares a plan with the artifacts that
+are there.
 """
 
 from __future__ import annotations
@@ -131,7 +132,7 @@ class _Planner:
             if not s.hub
         ]
         config = {"data": data.model_dump(mode="json"), "digests": self._digests(*named)}
-        self._add("data", "data", config | self._shared, model="fetch")
+        self._add("data", "data", config | self._shared, {"model": "fetch"})
 
     def _train(self) -> None:
         recipe = self.recipe
@@ -140,46 +141,37 @@ class _Planner:
         full = recipe.train.method == "full"
         config = {"train": recipe.train.model_dump(mode="json")} | self._shared
         kind = Kind.model if full else Kind.adapter
-        self._add("train", "train", config, kind=kind, model="fetch", dataset="data")
-        dtype = recipe.export.dtype if recipe.export else "bf16"
-        wanted = set(recipe.export.formats if recipe.export else ())
-        wanted |= self._formats_needed()
-        for format_ in ("adapter", "merged"):
-            if format_ not in wanted or (full and format_ == "adapter"):
-                continue
-            config = {
-                "format": format_,
-                "dtype": dtype,
-                "method": recipe.train.method,
-                "card": {
-                    "recipe": recipe.name,
-                    "base": recipe.model.source,
-                    "revision": recipe.model.revision,
-                },
-            }
-            kind = Kind.adapter if format_ == "adapter" else Kind.model
-            self._add(
-                f"export-{format_}",
-                "export",
-                config,
-                kind=kind,
-                model="fetch",
-                adapter="train",
-                dataset="data",
-            )
+        self._add("train", "train", config, {"model": "fetch", "dataset": "data"}, kind=kind)
+        for format_ in ("merged",) if full else ("adapter", "merged"):
+            if format_ in self._formats_needed():
+                self._export(format_, recipe.train.method)
+
+    def _export(self, format_: str, method: str) -> None:
+        recipe = self.recipe
+        model = recipe.model
+        config = {
+            "format": format_,
+            "dtype": recipe.export.dtype if recipe.export else "bf16",
+            "method": method,
+            "card": {"recipe": recipe.name, "base": model.source, "revision": model.revision},
+        }
+        kind = Kind.adapter if format_ == "adapter" else Kind.model
+        inputs = {"model": "fetch", "adapter": "train", "dataset": "data"}
+        self._add(f"export-{format_}", "export", config, inputs, kind=kind)
 
     def _formats_needed(self) -> set[str]:
-        """Formats that later steps read, whether or not the recipe exports them by name."""
+        """Formats that the recipe exports by name, and those that later steps read."""
+        named = set(self.recipe.export.formats) if self.recipe.export else set()
         used = {*self.recipe.evaluated} if self.recipe.evaluate else set()
         used |= {*self.recipe.served} if self.recipe.serve else set()
         merged = {"merged"} if self.recipe.quantize or "merged" in used else set()
-        return merged | ({"adapter"} if "tuned" in used else set())
+        return named | merged | ({"adapter"} if "tuned" in used else set())
 
     def _quantize(self, section: Any) -> None:
         model = "export-merged" if self.recipe.train else "fetch"
         config = {"quantize": section.model_dump(mode="json", exclude={"name"})} | self._shared
         dataset = {"dataset": "data"} if self.recipe.data else {}
-        self._add(f"quantize-{section.label}", "quantize", config, model=model, **dataset)
+        self._add(f"quantize-{section.label}", "quantize", config, {"model": model} | dataset)
 
     def _evaluate(self, subject: str) -> None:
         section = self.recipe.evaluate
@@ -199,9 +191,8 @@ class _Planner:
             f"evaluate-{subject}",
             "evaluate",
             config,
-            engines,
-            dataset="data",
-            **self._weights(subject),
+            {"dataset": "data"} | self._weights(subject),
+            engines=engines,
         )
 
     def _serve(self, subject: str) -> None:
@@ -226,9 +217,8 @@ class _Planner:
             f"serve-{subject}",
             "serve",
             config,
-            (serve.engine,),
-            **dataset,
-            **self._weights(subject),
+            dataset | self._weights(subject),
+            engines=(serve.engine,),
         )
 
     def _weights(self, subject: str) -> dict[str, str]:
@@ -256,10 +246,12 @@ class _Planner:
         name: str,
         stage: str,
         config: Mapping[str, Any],
+        inputs: Mapping[str, str] | None = None,
+        *,
         engines: tuple[str, ...] = (),
         kind: Kind | None = None,
-        **inputs: str,
     ) -> None:
+        inputs = inputs or {}
         verb = STAGES[stage]
         resolved = CONFIGS[stage].model_validate(config).model_dump(mode="json")
         environments = (verb.environment, *engines)
@@ -288,7 +280,8 @@ class _Planner:
 
 def _natural_order(made: Mapping[str, Step]) -> list[Step]:
     """As a reader expects it: a model is scored as soon as it exists, serving comes last."""
-    steps, left = [], list(made.values())
+    steps: list[Step] = []
+    left = list(made.values())
     rank = {
         "fetch": 0,
         "data": 1,

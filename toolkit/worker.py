@@ -1,10 +1,12 @@
 """The worker: runs one step from its step file, and is the only one that writes its artifact.
 
-It verifies the inputs, opens the MLflow run, starts the stage as a process in the stage's own environment, forwards
-what the stage reports, and when the stage succeeds hashes the files and renames the folder into place. A crash at any
-point leaves no artifact; the next run goes on from the step's state folder.
+It verifies the inputs, opens the MLflow run, starts the stage as a process in the stage's own
+environment, forwards what the stage reports, and when the stage succeeds hashes the files and
+renames the folder into place. A crash at any point leaves no artifact; the next run goes on from
+the step's state folder.
 
-``python -m toolkit.worker STEP.JSON`` is what a job engine starts; ``toolkit run`` calls :func:`run_step` itself.
+``python -m toolkit.worker STEP.JSON`` is what a job engine starts; ``toolkit run`` calls
+:func:`run_step` itself.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The ``toolkit`` command: a lazy Click group. This file holds the table of commands and the only catch.
 
-A command's module is imported when the command runs, so that ``toolkit --help`` stays fast: nothing here, and nothing
-at the top of any ``cli`` module but click and the standard library, may import pydantic, yaml, mlflow or torch.
+A command's module is imported when the command runs, so that ``toolkit --help`` stays fast:
+nothing here, and nothing at the top of any ``cli`` module but click and the standard library, may
+import pydantic, yaml, mlflow or torch.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings=CONTEXT)
 @click.version_option(__version__, prog_name="toolkit")
 def toolkit() -> None:
-    """Fine-tune an open LLM, quantize it, serve it, and know that what is served is what was trained.
+    r"""Fine-tune an open LLM, quantize it, serve it, and know that what is served is what was trained.
 
     \b
     Example:

@@ -22,8 +22,8 @@ class TokenStore:
     """Rows of one split, in the order of its ``.jsonl``: ``store[i] -> TokenRow``.
 
     Args:
-        folder: Holds ``ids.npy`` [T] int32, ``trained.npy`` [T] bool and ``offsets.npy`` [rows + 1] int64,
-            T being the tokens of all rows together.
+        folder: Holds ``ids.npy`` [T] int32, ``trained.npy`` [T] bool and ``offsets.npy`` [rows +
+            1] int64, T being the tokens of all rows together.
     """
 
     def __init__(self, folder: Path) -> None:

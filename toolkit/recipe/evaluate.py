@@ -44,9 +44,9 @@ class EvaluateSection(Section):
     """Metrics over held-out rows for every model of the recipe."""
 
     of: tuple[str, ...] = ()
-    """Models to score: `base`, `tuned`, `merged`, names of quantized ones. Empty: base, tuned and every quantized one."""
+    """Models to score: `base`, `tuned`, `merged`, names of quantized ones. Empty: all but `merged`."""
     metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("exact_match",)
-    """`exact_match`, `json_match`, `contains`, `token_f1`, `perplexity`, or `file.py:function` relative to the recipe."""
+    """`exact_match`, `json_match`, `contains`, `token_f1`, `perplexity`, or `file.py:function` of yours."""
     max_rows: Count = 200
     max_new_tokens: Count = 128
     batch_size: Count = 16

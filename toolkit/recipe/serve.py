@@ -23,8 +23,9 @@ class ServeSection(Section):
 
     engine: Literal["vllm", "sglang"] = "vllm"
     models: tuple[str, ...] = ()
-    """What to serve: `base`, `tuned` (the base with the trained adapter loaded directly), `merged`, or a quantized one.
-    The first is what `toolkit serve` starts. Empty: `tuned` when the recipe trains, `base` otherwise."""
+    """What to serve: `base`, `tuned` (the base with the trained adapter loaded directly),
+    `merged`, or a quantized one. The first is what `toolkit serve` starts. Empty: `tuned` when the
+    recipe trains, `base` otherwise."""
     name: Name | None = None
     """Model name for clients; the recipe's name unless given. The base under an adapter is `NAME-base`."""
     adapters: tuple[AdapterSection, ...] = ()
@@ -48,4 +49,4 @@ class ServeSection(Section):
     extra_args: tuple[str, ...] = ()
     """Arguments passed to the engine as they are."""
     questions: tuple[str, ...] = ()
-    """Asked over the OpenAI API when `toolkit run` reaches this stage; the first held-out row's question unless given."""
+    """Asked over the OpenAI API when `toolkit run` reaches this stage; two held-out rows unless given."""

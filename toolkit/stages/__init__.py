@@ -1,7 +1,8 @@
 """Stages: what a step can do. Each is a verb in a module of its own, imported when it is used.
 
-A stage runs as a process of its own, in the interpreter of its environment (see ``stages/__main__.py``). It knows
-nothing of MLflow, job engines or terminals: it reads finished inputs, writes into an empty folder and reports numbers.
+A stage runs as a process of its own, in the interpreter of its environment (see
+``stages/__main__.py``). It knows nothing of MLflow, job engines or terminals: it reads finished
+inputs, writes into an empty folder and reports numbers.
 """
 
 from __future__ import annotations
@@ -80,12 +81,14 @@ class StageContext:
 
     Attributes:
         inputs: Finished artifacts by role (``model``, ``adapter``, ``dataset``, ...).
-        output: Empty folder to write the artifact into; it is renamed into place when the stage returns.
+        output: Empty folder to write the artifact into; it is renamed into place when the stage
+            returns.
         state: Folder that outlives a crash, for checkpoints and partial work of this very step.
         recipe_dir: Folder that relative paths of the recipe start from.
         device: ``cpu`` or ``cuda``.
         resume: Whether to go on from what is in ``state``.
-        interpreters: Interpreters of the other environments this stage needs, by name (an engine's, for example).
+        interpreters: Interpreters of the other environments this stage needs, by name (an
+            engine's, for example).
     """
 
     inputs: Mapping[str, Input]
@@ -118,14 +121,15 @@ class StageContext:
             self.events.flush()
 
 
-C = TypeVar("C", bound=Section, contravariant=True)
+C_contra = TypeVar("C_contra", bound=Section, contravariant=True)
 
 
-class Stage(Protocol[C]):
+class Stage(Protocol[C_contra]):
     """A verb: reads inputs, writes one artifact.
 
-    ``C`` is the type of its config, a frozen section that holds all the stage may read of the recipe: whatever stands in
-    it is part of the step's fingerprint, whatever does not cannot change the result.
+    ``C_contra`` is the type of its config, a frozen section that holds all the stage may read of the
+    recipe: whatever stands in it is part of the step's fingerprint, whatever does not cannot
+        change the result.
     """
 
     name: ClassVar[str]
@@ -135,8 +139,8 @@ class Stage(Protocol[C]):
     environment: ClassVar[str]
     """``core``, ``train`` or ``quantize``: where ``run`` runs."""
 
-    def run(self, config: C, ctx: StageContext) -> StageResult:
-        """Do the work. Heavy imports stand inside. Raises :class:`toolkit.errors.ToolkitError` for the user's mistakes."""
+    def run(self, config: C_contra, ctx: StageContext) -> StageResult:
+        """Do the work. Heavy imports stand inside. The user's mistakes are raised as ToolkitError."""
         ...
 
 

@@ -1,10 +1,11 @@
 """The process of one step, in the interpreter of the step's environment: ``python stages/__main__.py STEP.JSON``.
 
-It is started by path, not by ``-m``, so that an environment needs nothing of ours installed and sees nothing of the
-core's packages: the first lines make exactly this copy of ``toolkit`` importable and leave ``sys.path`` alone.
+It is started by path, not by ``-m``, so that an environment needs nothing of ours installed and
+sees nothing of the core's packages: the first lines make exactly this copy of ``toolkit``
+importable and leave ``sys.path`` alone.
 
-Talk with the worker: file descriptor ``TOOLKIT_EVENTS_FD`` takes events as JSON lines; ``result.json`` or ``error.json``
-in the step's state folder is the last word.
+Talk with the worker: file descriptor ``TOOLKIT_EVENTS_FD`` takes events as JSON lines;
+``result.json`` or ``error.json`` in the step's state folder is the last word.
 """
 
 from __future__ import annotations

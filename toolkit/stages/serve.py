@@ -23,7 +23,7 @@ class ServeConfig(Section):
 
 
 class Serve:
-    """Inputs ``model`` and perhaps ``adapter``, ``dataset``. Writes ``answers.json``, ``engine.log``, start-up times."""
+    """Inputs ``model`` and perhaps ``adapter``, ``dataset``. Writes ``answers.json, engine.log, startup.json``."""
 
     name: ClassVar[str] = "serve"
     produces: ClassVar[Kind] = Kind.report
