@@ -227,13 +227,16 @@ def _dotted(location: Location) -> str:
 def _likely(at: Location) -> str:
     """The key that the user likely meant: a near name in the same section, else the same name in another."""
     section, wrong = section_at(at[:-1]), str(at[-1])
-    near = close_match(wrong, section.model_fields if section else ())
-    if near:
+    here = tuple(section.model_fields) if section else ()
+    initials = {"".join(word[0] for word in key.split("_")): key for key in here}
+    if wrong in initials:  # lr -> learning_rate
+        return f" (did you mean {initials[wrong]!r}?)"
+    if near := close_match(wrong, here):
         return near
     elsewhere = [key for key in all_keys() if key.rpartition(".")[2] == wrong]
     if elsewhere:
         return f" (did you mean {elsewhere[0]!r}?)"
-    return f"; known: {', '.join(section.model_fields)}" if section else ""
+    return f"; known: {', '.join(here)}" if here else ""
 
 
 def section_at(location: Location) -> type[BaseModel] | None:
