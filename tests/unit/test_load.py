@@ -128,8 +128,10 @@ def test_set_changes_nested_values_lists_and_absent_sections(tmp_path):
 
 def test_a_wrong_override_is_named_as_it_was_typed(tmp_path):
     assert problems(tmp_path, GOOD, "train.lora.rank=none") == [
-        "--set train.lora.rank=none: train.lora.rank: is 'none': input should be a valid integer, "
-        "unable to parse string as an integer"
+        (
+            "--set train.lora.rank=none: train.lora.rank: is 'none': input should be a valid integer, "
+            "unable to parse string as an integer"
+        )
     ]
     assert problems(tmp_path, GOOD, "train.lr=1") == [
         "--set train.lr=1: train.lr: is not a key here (did you mean 'learning_rate'?)"
