@@ -17,8 +17,6 @@ import pytest
 
 pytestmark = pytest.mark.integration
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "demo" / "tickets.yaml"
-
 SMALL = (
     "data.sources.0.arguments.rows=96",
     "data.heldout.sources.0.arguments.rows=24",
@@ -39,7 +37,7 @@ STEPS = [
 def command(workspace: Path, *arguments: str) -> list[str]:
     sets = [part for value in SMALL for part in ("--set", value)]
     verb, *rest = arguments
-    head = [sys.executable, "-m", "toolkit", verb, str(RECIPE)]
+    head = [sys.executable, "-m", "toolkit", verb, str(workspace.with_name("tickets.yaml"))]
     return [*head, *sets, *rest, "--workspace", str(workspace)]
 
 
@@ -51,7 +49,11 @@ def toolkit(workspace: Path, *arguments: str) -> subprocess.CompletedProcess[str
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("workspace")
+    """A workspace beside a copy of the demo recipe, as a user would start."""
+    folder = tmp_path_factory.mktemp("project")
+    start = [sys.executable, "-m", "toolkit", "init", str(folder / "tickets.yaml")]
+    subprocess.run(start, check=True, capture_output=True)
+    return folder / "runs"
 
 
 @pytest.fixture(scope="session")
