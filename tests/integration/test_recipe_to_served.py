@@ -43,7 +43,7 @@ def command(workspace: Path, *arguments: str) -> list[str]:
 
 def toolkit(workspace: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(workspace, *arguments), capture_output=True, text=True, timeout=2400
+        command(workspace, *arguments), capture_output=True, text=True, timeout=2400, check=False
     )
 
 

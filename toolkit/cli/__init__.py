@@ -74,7 +74,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings=CONTEXT)
 @click.version_option(__version__, prog_name="toolkit")
 def toolkit() -> None:
-    r"""Fine-tune an open LLM, quantize it, serve it, and know that what is served is what was trained.
+    """Fine-tune an open LLM, quantize it, serve it, and know that what is served is what was trained.
 
     \b
     Example:

@@ -18,7 +18,7 @@ START_FROM = "demo/tickets"
     "--from", "source", default=START_FROM, show_default=True, help="Shipped recipe to start from."
 )
 def init(path: Path, source: str) -> None:
-    r"""Start a recipe of your own at PATH from a shipped one, with the files it needs beside it.
+    """Start a recipe of your own at PATH from a shipped one, with the files it needs beside it.
 
     \b
     Example:
@@ -31,7 +31,7 @@ def init(path: Path, source: str) -> None:
 
 @click.group()
 def recipes() -> None:
-    r"""List, show and copy the shipped recipes.
+    """List, show and copy the shipped recipes.
 
     \b
     Example:
@@ -42,7 +42,7 @@ def recipes() -> None:
 @recipes.command(name="list")
 @json_option
 def list_(as_json: bool) -> None:
-    r"""List the shipped recipes.
+    """List the shipped recipes.
 
     \b
     Example:
@@ -66,7 +66,7 @@ def list_(as_json: bool) -> None:
 @recipes.command()
 @click.argument("name")
 def show(name: str) -> None:
-    r"""Print a shipped recipe, comments and all.
+    """Print a shipped recipe, comments and all.
 
     \b
     Example:
@@ -79,7 +79,7 @@ def show(name: str) -> None:
 @click.argument("name")
 @click.argument("path", type=click.Path(path_type=Path), required=False)
 def copy(name: str, path: Path | None) -> None:
-    r"""Copy a shipped recipe to PATH, with the files it needs beside it.
+    """Copy a shipped recipe to PATH, with the files it needs beside it.
 
     \b
     Example:
@@ -136,7 +136,7 @@ def _copy(name: str, path: Path) -> list[Path]:
 @set_option
 @json_option
 def validate(paths: tuple[Path, ...], overrides: tuple[str, ...], as_json: bool) -> None:
-    r"""Check recipes (files, or folders searched for .yaml): every mistake at once, with its line.
+    """Check recipes (files, or folders searched for .yaml): every mistake at once, with its line.
 
     Looks at the recipe alone: `plan` also looks at files, environments and what the engine can do.
 
@@ -169,7 +169,7 @@ def validate(paths: tuple[Path, ...], overrides: tuple[str, ...], as_json: bool)
 @click.command()
 @click.option("--reference", is_flag=True, help="Print the field reference as Markdown instead.")
 def schema(reference: bool) -> None:
-    r"""Print the JSON Schema of recipes; editors that know it complete keys and mark mistakes.
+    """Print the JSON Schema of recipes; editors that know it complete keys and mark mistakes.
 
     \b
     Example:

@@ -26,7 +26,7 @@ def plan(
     workspace: Path | None,
     as_json: bool,
 ) -> None:
-    r"""Show for every step whether it is done or will run, why, where, and in which environment.
+    """Show for every step whether it is done or will run, why, where, and in which environment.
 
     Needs no GPU and starts nothing. A recipe that cannot work is refused here.
 
@@ -116,7 +116,7 @@ def running_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command()
 @running_options
 def run(recipe: Path, **options: Any) -> None:
-    r"""Run a recipe from its data to its served models. What is done is not done again.
+    """Run a recipe from its data to its served models. What is done is not done again.
 
     \b
     Examples:
