@@ -13,6 +13,7 @@ from toolkit.lock import Lock
 from toolkit.plan import Plan, Step
 from toolkit.prepare import Prepared
 from toolkit.survey import StepStatus
+from toolkit.tracking import RecipeRun
 from toolkit.worker import Show, StepSpec, run_step
 
 
@@ -66,7 +67,14 @@ def run_plan(
     store = tracking.resolve(recipe.tracking.uri, prepared.workspace)
     tracking.check(store)
     finished: list[StepOutcome] = []
-    with tracking.recipe_run(store, prepared, [s for s in statuses if s.done]) as parent:
+    show("mlflow", {"event": "started"})
+    with RecipeRun.start(
+        store,
+        recipe.tracking.experiment or recipe.name,
+        recipe.model_dump(mode="json"),
+        prepared.loaded.path,
+        tags={},
+    ) as parent:
         for status in statuses:
             if status.artifact:
                 finished.append(StepOutcome(status.step, status.artifact, True))
@@ -75,11 +83,18 @@ def run_plan(
                 finished.append(StepOutcome(status.step, run_step(spec, show), False))
             if status.step.stage == "fetch":
                 lock.compare_base(finished[-1].artifact, prepared, frozen=frozen)
+            _record(parent, finished[-1])
             verdicts = _check_gates(plan, finished)
-            parent.gates(verdicts)
+            parent.tag({f"toolkit.gate.{n}": v.message for n, v in enumerate(verdicts)})
             gates.require(verdicts)
         lock.write(prepared, {s.step.name: s.artifact for s in finished})
         return RunOutcome(tuple(finished), verdicts, parent.run_id)
+
+
+def _record(parent: RecipeRun, done: StepOutcome) -> None:
+    """Show a finished step on the parent's page in MLflow."""
+    run_id = (done.artifact.manifest["mlflow"] or {}).get("run_id")
+    parent.step_done(done.step.name, done.artifact.metrics, run_id, cached=done.cached)
 
 
 def _check_gates(
@@ -128,10 +143,7 @@ def _spec(
         environments={
             name: dict(_described(prepared, name)) for name in (*step.environments, "core")
         },
-        store={
-            "uri": store.uri,
-            "artifact_root": str(store.artifact_root) if store.artifact_root else None,
-        },
+        store=store.described(),
         experiment=plan.recipe.tracking.experiment or plan.recipe.name,
         parent_run=parent,
         resume=resume,

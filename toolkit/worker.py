@@ -27,14 +27,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from toolkit import __version__, artifact, errors, tracking
+from toolkit import __version__, artifact, errors
 from toolkit.artifact import Artifact
 from toolkit.errors import StepFailedError
 from toolkit.stages import Interpreter, Kind
+from toolkit.tracking import Dataset, StepRun, Store
 from toolkit.workspace import private_folder
 
 Show = Callable[[str, Mapping[str, Any]], None]
-"""Called with the step's name and an event: started, waiting, tick, progress, note, metrics."""
+"""Called with the step's name and an event: started, waiting, tick, progress, note, metrics, finished."""
 
 STOP_DEADLINE_S = 60.0
 """How long a stage may take to write a checkpoint after SIGTERM."""
@@ -126,16 +127,55 @@ def run_step(spec: StepSpec, show: Show) -> Artifact:
             _forget(state, keep=("step.json",))
         _empty(artifact.part_of(final))
         show(spec.step, {"event": "started"})
-        with tracking.step_run(spec) as run:
-            outcome = _run_stage(spec, step_file, show)
-            manifest = _manifest(spec, outcome, run.reference)
-            run.finish(
-                outcome.metrics
-                | {"seconds": outcome.seconds, "peak_memory_gib": outcome.peak_memory_gib}
-            )
-        done = artifact.publish(final, manifest)
+        with _mlflow_run(spec) as run:
+
+            def forward(event: Mapping[str, Any]) -> None:
+                if event["event"] == "metrics":
+                    run.log(event["step"], event["metrics"])
+                show(spec.step, event)
+
+            outcome = _run_stage(spec, step_file, forward)
+            metrics = outcome.metrics | {
+                "seconds": outcome.seconds,
+                "peak_memory_gib": outcome.peak_memory_gib,
+            }
+            done = artifact.publish(final, _manifest(spec, outcome, run.reference))
+            if spec.kind in (Kind.model, Kind.adapter):
+                run.model(f"{spec.recipe}-{spec.step}", spec.kind, final, spec.fingerprint)
+            run.finish(metrics, final, spec.fingerprint)
         _forget(state, keep=KEPT_STATE)
+        show(spec.step, {"event": "finished", "metrics": outcome.metrics})
         return done
+
+
+def _mlflow_run(spec: StepSpec) -> StepRun:
+    """The child run of this step. Nothing here waits for the server."""
+    own = next(iter(spec.environments.values()))
+    return StepRun.start(
+        Store.read(spec.store),
+        spec.experiment,
+        spec.parent_run,
+        spec.step,
+        config=spec.config,
+        tags={"toolkit.fingerprint": spec.fingerprint, "toolkit.recipe": spec.recipe},
+        datasets=_datasets(spec),
+        recipe_dir=Path(spec.recipe_dir),
+        lock_text=own.get("lock_text"),
+    )
+
+
+def _datasets(spec: StepSpec) -> list[Dataset]:
+    """What the step reads, as MLflow shows it: files by digest, or the dataset artifact."""
+    files = spec.config.get("digests", {}) if spec.stage == "data" else {}
+    found = [Dataset(Path(name).name, digest, name, "source") for name, digest in files.items()]
+    if "dataset" in spec.inputs:
+        made = artifact.find(Path(spec.inputs["dataset"]))
+        purpose = {"train": "training", "quantize": "calibration"}.get(spec.stage, "evaluation")
+        if made:
+            found.append(
+                Dataset(spec.recipe, made.fingerprint, str(made.path), purpose, made.metrics)
+            )
+    return found
 
 
 @dataclass(frozen=True)

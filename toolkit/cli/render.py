@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from toolkit.errors import ToolkitError
@@ -68,10 +68,10 @@ class ProgressLine:
         self._last = 0.0
         self._start = time.monotonic()
 
-    def update(self, text: str) -> None:
-        """Show ``text`` with the time since the start."""
+    def update(self, text: str, *, at_once: bool = False) -> None:
+        """Show ``text`` with the time since the start; ``at_once`` also where lines are rare."""
         now = time.monotonic()
-        if now - self._last < (0.1 if self._live else self._every_s):
+        if not at_once and now - self._last < (0.1 if self._live else self._every_s):
             return
         self._last = now
         line = f"{self._label}  {duration(now - self._start)}  {text}"
@@ -91,36 +91,30 @@ class Progress:
         self._line: ProgressLine | None = None
         self._text = "starting"
 
-    def show(self, step: str, event: dict[str, Any] | Any) -> None:
+    def show(self, step: str, event: Mapping[str, Any]) -> None:
         """Take one event."""
         kind = event["event"]
         if kind in ("started", "waiting"):
-            self._line = ProgressLine(f"{step:<18}")
-            self._text = "starting" if kind == "started" else "another run is making this: waiting"
+            self._line = ProgressLine(f"{step:<16}")
+            waiting = "another run is making this artifact: waiting for it"
+            self._text = "starting" if kind == "started" else waiting
         elif kind == "progress":
             self._text = _progress_text(event)
         elif kind == "note":
             self._text = event["text"]
-            self._force()
-        if self._line:
-            self._line.update(self._text)
-
-    def done(self, text: str) -> None:
-        """Close the line of the step that ran."""
-        if self._line:
-            self._line.close(text)
-        self._line, self._text = None, "starting"
-
-    def _force(self) -> None:
-        if self._line and not sys.stderr.isatty():
-            self._line.update(self._text)
+        if self._line and kind == "finished":
+            numbers = [f"{k} {_number(v)}" for k, v in event["metrics"].items()]
+            self._line.close("done  " + "  ".join(numbers[:4]))
+        elif self._line:
+            self._line.update(self._text, at_once=kind == "note")
 
 
-def _progress_text(event: dict[str, Any]) -> str:
+def _number(value: float | str) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _progress_text(event: Mapping[str, Any]) -> str:
     done, total = event["done"], event["total"]
     share = f" {100 * done / total:3.0f}%" if total else ""
-    shown = "  ".join(
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-        for key, value in event["shown"].items()
-    )
+    shown = "  ".join(f"{key} {_number(value)}" for key, value in event["shown"].items())
     return f"{share} {done:g}/{total:g} {event['unit']}  {shown}".strip()
