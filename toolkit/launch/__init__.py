@@ -1,0 +1,1 @@
+"""Where steps run: profiles, and the backends that start jobs."""

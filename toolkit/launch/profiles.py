@@ -1,0 +1,138 @@
+"""Profiles: one YAML file that says where a recipe runs and which interpreters it finds there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import yaml
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
+
+from toolkit import resources
+from toolkit.errors import Problem, RecipeError, UsageError
+from toolkit.recipe.base import Name, Section
+from toolkit.registry import close_match
+
+REPLACEABLE = ("train", "quantize", "vllm", "sglang")
+"""Environments a profile can replace; core is the Python that the toolkit runs in."""
+
+
+class EnvironmentSection(Section):
+    """What stands in for a logical environment: another lock, or an interpreter."""
+
+    lock: str | None = None
+    """Lock to build it from, such as `train-cpu`."""
+    python: str | None = None
+    """An interpreter that is there: a path or a program on PATH; `~`, `$VARIABLES` work."""
+    pythonpath: tuple[str, ...] = ()
+    """Folders put before the interpreter's own packages, the first one first."""
+    variables: Mapping[str, str] = Field(default_factory=dict)
+    """Environment variables for its processes."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.lock and self.python:
+            raise ValueError(
+                "lock and python are both given: an environment is built or is there, not both"
+            )
+        if self.pythonpath and not self.python:
+            raise ValueError("pythonpath needs python: packages are made for one interpreter")
+        return self
+
+
+class Profile(Section):
+    """Where and how big."""
+
+    name: Name
+    """Name of the profile."""
+    description: str = ""
+    """One line for people."""
+    backend: Literal["local"] = "local"
+    """What starts the steps."""
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    """Which locks are meant; `auto` looks for an NVIDIA device."""
+    environments: Annotated[Mapping[str, EnvironmentSection], Field(default_factory=dict)]
+    """Replacements by logical name; what is not named is built from its lock."""
+
+    _folder: Path | None = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _environments_exist(self) -> Self:
+        for name in self.environments:
+            if name not in REPLACEABLE:
+                near, known = close_match(name, REPLACEABLE), ", ".join(REPLACEABLE)
+                raise ValueError(f"environments: none is named {name!r}{near}; there are {known}")
+        return self
+
+    @property
+    def folder(self) -> Path | None:
+        """Folder of the file, where relative paths start; ``None`` for a profile made in memory."""
+        return self._folder
+
+
+def profile_names() -> tuple[str, ...]:
+    """Names of the shipped profiles."""
+    return tuple(sorted(path.stem for path in resources.profiles().glob("*.yaml")))
+
+
+def load_profile(given: str | Path | None = None) -> Profile:
+    """Read a profile: a file, or a shipped one by name; ``local`` unless given.
+
+    Raises:
+        UsageError: There is no such file or name.
+        RecipeError: The file is wrong; all problems with their lines.
+    """
+    path = _find(str(given or "local"))
+    text = path.read_text()
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise RecipeError(
+            [Problem(where, "", f"is not YAML: {getattr(error, 'problem', error)}")]
+        ) from error
+    try:
+        profile = Profile.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(
+            [_problem(path, text, e["loc"], e["msg"]) for e in error.errors()]
+        ) from error
+    profile._folder = path.absolute().parent
+    return profile
+
+
+def _find(given: str) -> Path:
+    if "/" in given or given.endswith((".yaml", ".yml")):
+        if not Path(given).is_file():
+            raise UsageError(f"there is no profile file {given}")
+        return Path(given)
+    if given not in profile_names():
+        hint = f"known: {', '.join(profile_names())}; a file of your own needs its path"
+        raise UsageError(
+            f"no profile is named {given!r}{close_match(given, profile_names())}", hint
+        )
+    return resources.profiles() / f"{given}.yaml"
+
+
+def _problem(path: Path, text: str, location: tuple[int | str, ...], message: str) -> Problem:
+    """A validation error with the line of the deepest key that the file has."""
+    node, line = yaml.compose(text), 1
+    for key in location:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        found = next(((k, v) for k, v in pairs if k.value == key), None)
+        if found is None:
+            break
+        line, node = found[0].start_mark.line + 1, found[1]
+    hint = close_match(str(location[-1]), _keys()) if message.startswith("Extra inputs") else ""
+    said = (
+        "unknown key"
+        if message.startswith("Extra inputs")
+        else message.removeprefix("Value error, ")
+    )
+    return Problem(f"{path}:{line}", ".".join(map(str, location)), said + hint)
+
+
+def _keys() -> list[str]:
+    return [*Profile.model_fields, *EnvironmentSection.model_fields]
