@@ -29,9 +29,13 @@ def shipped(name: str) -> Path:
     )
 
 
-def recipes() -> Path:
-    """Folder of the shipped recipes; they lie in subfolders."""
-    return shipped("recipes")
+def recipes() -> dict[str, Path]:
+    """Shipped recipes by name, such as ``demo/tickets``: their path below ``recipes/``, no suffix."""
+    root = shipped("recipes")
+    return {
+        path.relative_to(root).with_suffix("").as_posix(): path
+        for path in sorted(root.rglob("*.yaml"))
+    }
 
 
 def profiles() -> Path:

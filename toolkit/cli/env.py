@@ -21,7 +21,7 @@ DEFAULT = ("train", "quantize", "vllm")
 
 @click.group(context_settings=CONTEXT)
 def env() -> None:
-    """List, build and use the locked environments.
+    r"""List, build and use the locked environments.
 
     \b
     Every stage runs in an environment of its own, because the libraries of training, quantization
@@ -37,7 +37,7 @@ def env() -> None:
 @env.command("list")
 @json_option
 def list_(as_json: bool) -> None:
-    """List the locks and which of them are built.
+    r"""List the locks and which of them are built.
 
     \b
     Example:
@@ -49,12 +49,9 @@ def list_(as_json: bool) -> None:
     if as_json:
         render.as_json(rows)
         return
-    columns = ("lock", "accelerator", "python", "ready", "size", "path")
-    cells = [[row[column] for column in columns] for row in rows]
-    for row in cells:
-        row[3] = "yes" if row[3] else "no"
-        row[4] = None if row[4] is None else _gib(row[4])
-    render.table(columns, cells)
+    columns = ("lock", "accelerator", "python", "packages", "built", "size")
+    render.table(columns, [_cells(row) for row in rows])
+    render.say(f"They lie in {Path(rows[0]['path']).parent}")
 
 
 @env.command()
@@ -67,7 +64,7 @@ def list_(as_json: bool) -> None:
 )
 @profile_option
 def sync(names: tuple[str, ...], recipe: Path | None, profile: str | None) -> None:
-    """Build environments that are not built yet.
+    r"""Build environments that are not built yet.
 
     \b
     Without NAMES and --for: train, quantize and vllm. What is built already costs nothing.
@@ -88,7 +85,7 @@ def sync(names: tuple[str, ...], recipe: Path | None, profile: str | None) -> No
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="CMD...")
 @profile_option
 def run(name: str, command: tuple[str, ...], profile: str | None) -> None:
-    """Run a command in an environment.
+    r"""Run a command in an environment.
 
     \b
     Without CMD: its Python. Write -- before a command that has options of its own.
@@ -101,7 +98,7 @@ def run(name: str, command: tuple[str, ...], profile: str | None) -> None:
     program, *arguments = command or (str(interpreter.python),)
     environ = interpreter.environ()
     try:
-        os.execvpe(program, [program, *arguments], environ)
+        os.execvpe(program, [program, *arguments], environ)  # noqa: S606 - no shell is the point
     except FileNotFoundError as cause:
         raise NotInstalledError(f"environment {name!r} has no program {program!r}") from cause
 
@@ -124,9 +121,9 @@ def _environment(name: str, profile: str | None) -> Environment:
 def _profile(given: str | None) -> Any:
     if given is None:
         return None
-    from toolkit.launch.profiles import load_profile
+    from toolkit.launch import profiles
 
-    return load_profile(given)
+    return profiles.load(given)
 
 
 def _sync_one(environment: Environment) -> None:
@@ -161,6 +158,12 @@ def _row(environment: Environment) -> dict[str, Any]:
         "digest": lock.digest,
         "path": str(environment.path),
     }
+
+
+def _cells(row: dict[str, Any]) -> list[Any]:
+    built = "yes" if row["ready"] else "no"
+    size = None if row["size"] is None else _gib(row["size"])
+    return [row["lock"], row["accelerator"], row["python"], row["packages"], built, size]
 
 
 def _gib(size_bytes: int) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.environments.lockfile import DIGEST_SHOWN, load_lock
-from toolkit.errors import NotInstalledError, PreflightError, UsageError
+from toolkit.errors import NotInstalledError, UsageError
 from toolkit.registry import close_match
 from toolkit.workspace import cache_root
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 NAMES = ("core", "train", "quantize", "vllm", "sglang")
 """Logical environments that stages and engines ask for."""
+
+CUDA_ONLY = {"sglang": "sglang-cuda"}
+"""Environments with one lock: a plan can be made anywhere, preflight says what a machine lacks."""
 
 RECORD = "toolkit.json"
 """Written into an environment last; says what it was built from."""
@@ -95,7 +98,6 @@ def resolve(name: str, *, accelerator: str = "auto", profile: Profile | None = N
 
     Raises:
         UsageError: No environment has this name.
-        PreflightError: There is no such environment for this accelerator.
     """
     if name not in NAMES:
         raise UsageError(
@@ -113,14 +115,8 @@ def resolve(name: str, *, accelerator: str = "auto", profile: Profile | None = N
         accelerator = profile.accelerator
     if accelerator == "auto":
         accelerator = detect_accelerator()
-    if name == "sglang" and accelerator == "cpu":
-        raise PreflightError(
-            "SGLang has no environment for machines without a GPU",
-            "serve with engine: vllm, or run where there is a GPU (--set serve.engine=vllm)",
-        )
-    return from_lock(
-        f"{name}-{accelerator}", name=name, variables=section.variables if section else {}
-    )
+    lock = CUDA_ONLY.get(name, f"{name}-{accelerator}")
+    return from_lock(lock, name=name, variables=section.variables if section else {})
 
 
 def from_lock(

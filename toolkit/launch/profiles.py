@@ -10,6 +10,7 @@ import yaml
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from toolkit import resources
+from toolkit.environments.resolve import detect_accelerator
 from toolkit.errors import Problem, RecipeError, UsageError
 from toolkit.recipe.base import Name, Section
 from toolkit.registry import close_match
@@ -66,6 +67,11 @@ class Profile(Section):
         return self
 
     @property
+    def device(self) -> str:
+        """``cpu`` or ``cuda``: what steps are told to compute on."""
+        return detect_accelerator() if self.accelerator == "auto" else self.accelerator
+
+    @property
     def folder(self) -> Path | None:
         """Folder of the file, where relative paths start; ``None`` for a profile made in memory."""
         return self._folder
@@ -76,7 +82,7 @@ def profile_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in resources.profiles().glob("*.yaml")))
 
 
-def load_profile(given: str | Path | None = None) -> Profile:
+def load(given: str | Path | None = None) -> Profile:
     """Read a profile: a file, or a shipped one by name; ``local`` unless given.
 
     Raises:

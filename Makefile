@@ -1,0 +1,81 @@
+# make demo: from nothing to a served model.  make test: everything that CI runs.  make help: the rest.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+LOCKS := toolkit/environments/locks
+RECIPE ?= recipes/demo/tickets.yaml
+CPU_ENVIRONMENTS := train-cpu quantize-cpu vllm-cpu
+
+# A machine behind a mirror is often set up for pip alone; uv has names of its own for the same.
+ifneq ($(PIP_INDEX_URL),)
+export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
+endif
+ifneq ($(PIP_EXTRA_INDEX_URL),)
+export UV_INDEX ?= $(PIP_EXTRA_INDEX_URL)
+endif
+
+.PHONY: help demo setup test check integration format lock wheel
+
+help: ## this text
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
+
+demo: $(VENV)/.core ## fine-tune, evaluate, quantize and serve a small real model on this machine
+	@$(BIN)/toolkit env sync train quantize vllm
+	$(BIN)/toolkit run $(RECIPE)
+
+setup: $(VENV)/.dev ## .venv with the toolkit and its development tools
+
+# The only step that needs pip: it fetches uv, checked against the hashes of the lock; uv does the rest.
+$(VENV)/.uv: $(LOCKS)/core.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+	  echo "error: $(PYTHON) is $$($(PYTHON) -V 2>&1), and 3.11 or newer is needed: make PYTHON=..." >&2; exit 3; }
+	$(PYTHON) -c 'import ensurepip' || { echo "error: apt-get install python3-venv" >&2; exit 3; }
+	echo "setting up $(VENV)"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	awk '/^[^ #]/ { wanted = /^uv==/ } wanted' $< > $(VENV)/uv.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/uv.txt
+	touch $@
+
+$(VENV)/.core: $(VENV)/.uv pyproject.toml
+	@$(UV) pip install --python $(BIN)/python --require-hashes -r $(LOCKS)/core.txt
+	$(UV) pip install --python $(BIN)/python --no-deps --build-constraints $(LOCKS)/dev.txt -e .
+	touch $@
+
+# Tools go on top of the core; pytest also into a folder of its own, for the tests inside stage environments.
+$(VENV)/.dev: $(VENV)/.core $(LOCKS)/dev.txt
+	@$(UV) pip install --python $(BIN)/python --require-hashes -r $(LOCKS)/dev.txt
+	$(UV) pip install --python $(BIN)/python --target $(VENV)/pytest --no-deps -c $(LOCKS)/dev.txt \
+	  pytest pytest-timeout pluggy iniconfig pygments
+	touch $@
+
+test: check integration ## everything: check, then the tests with real models and engines
+
+check: setup ## format, lint, types, fast tests: under two minutes
+	@$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy
+	$(BIN)/pytest -q -m "not integration and not gpu"
+
+integration: check
+	@$(BIN)/toolkit env sync $(CPU_ENVIRONMENTS)
+	for stage in train quantize; do
+	  test ! -d tests/integration/in_$$stage || $(BIN)/toolkit env run $$stage-cpu -- \
+	    env PYTHONPATH="$(CURDIR)/$(VENV)/pytest" python -m pytest -q tests/integration/in_$$stage
+	done
+	$(BIN)/pytest -m integration
+
+format: setup ## put the code into the format that check wants
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+lock: setup ## resolve every lock again (UPGRADE=1 takes newer versions)
+	@$(BIN)/python -m toolkit.environments.lock $(if $(UPGRADE),--upgrade)
+
+wheel: setup ## the wheel in dist/
+	@$(UV) build --wheel --python $(BIN)/python --build-constraints $(LOCKS)/dev.txt --out-dir dist
