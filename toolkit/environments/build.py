@@ -145,15 +145,24 @@ def _uv(
             pass_fds=(held,),
         )
         try:
-            while process.poll() is None:
+            tick()
+            while not _ended(process):
                 tick()
-                time.sleep(POLL_S)
         except BaseException:
             process.kill()
             process.wait()
             raise
     if process.returncode:
         raise explain(log.read_text(), lock, log)
+
+
+def _ended(process: subprocess.Popen[bytes]) -> bool:
+    """Whether it ended within a moment."""
+    try:
+        process.wait(POLL_S)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def explain(text: str, lock: Lock, log: Path) -> ToolkitError:
