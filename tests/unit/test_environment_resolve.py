@@ -7,7 +7,7 @@ import pytest
 
 from toolkit.environments import detect_accelerator, load_lock, resolve
 from toolkit.errors import NotInstalledError, UsageError
-from toolkit.launch.profiles import EnvironmentSection, Profile
+from toolkit.launch.profiles import EnvironmentSection, EnvironmentsSection, Profile
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +17,9 @@ def cache(monkeypatch, tmp_path):
 
 
 def with_train(**values):
-    return Profile(name="here", environments={"train": EnvironmentSection(**values)})
+    return Profile(
+        name="here", environments=EnvironmentsSection(train=EnvironmentSection(**values))
+    )
 
 
 @pytest.mark.parametrize(

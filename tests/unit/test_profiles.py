@@ -25,7 +25,7 @@ def test_shipped_profiles_load_and_are_named_as_their_files(name):
 
 
 def test_there_are_the_profiles_that_the_documentation_names():
-    assert {"local", "local-cpu", "host-python"} <= set(profiles.profile_names())
+    assert {"local", "local-cpu", "gpu-host"} <= set(profiles.profile_names())
 
 
 def test_local_is_meant_when_none_is_named():
@@ -45,14 +45,14 @@ def test_relative_paths_start_at_the_profile(tmp_path):
 def test_an_unknown_key_has_its_line_and_the_likely_one(tmp_path):
     text = "name: a\naccelerater: cpu\n"
     assert problem(tmp_path, text) == (
-        "/p.yaml:2: accelerater: unknown key (did you mean 'accelerator'?)"
+        "/p.yaml:2: accelerater: is not a key here (did you mean 'accelerator'?)"
     )
 
 
 def test_a_deep_mistake_has_its_line(tmp_path):
     text = "name: a\nenvironments:\n  vllm:\n    python: x\n    pythonpth: [a]\n"
     assert problem(tmp_path, text) == (
-        "/p.yaml:5: environments.vllm.pythonpth: unknown key (did you mean 'pythonpath'?)"
+        "/p.yaml:5: environments.vllm.pythonpth: is not a key here (did you mean 'pythonpath'?)"
     )
 
 
@@ -65,11 +65,14 @@ def test_all_mistakes_come_at_once(tmp_path):
     [
         ("name: a\nenvironments: {train: {lock: x, python: y}}", "lock and python are both given"),
         ("name: a\nenvironments: {train: {pythonpath: [x]}}", "pythonpath needs python"),
-        ("name: a\nenvironments: {trian: {python: x}}", "'trian' (did you mean 'train'?)"),
-        ("name: a\nenvironments: {core: {python: x}}", "none is named 'core'"),
+        (
+            "name: a\nenvironments: {trian: {python: x}}",
+            "environments.trian: is not a key here (did you mean 'train'?)",
+        ),
+        ("name: a\nenvironments: {core: {python: x}}", "environments.core: is not a key here"),
         ("name: [", "is not YAML"),
-        ("- a", "/p.yaml:1: "),
-        ("", "/p.yaml:1: "),
+        ("- a", "is not a mapping"),
+        ("", "is empty"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(tmp_path, text, message):

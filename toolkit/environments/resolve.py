@@ -106,7 +106,7 @@ def resolve(name: str, *, accelerator: str = "auto", profile: Profile | None = N
         )
     if name == "core":
         return Environment("core", "core", load_lock("core").digest, Path(sys.executable))
-    section = profile.environments.get(name) if profile else None
+    section = profile.environments.of(name) if profile else None
     if section and section.python:
         return _from_profile(name, section, profile.folder if profile else None)
     if section and section.lock:

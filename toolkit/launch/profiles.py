@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-import yaml
-from pydantic import Field, PrivateAttr, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
-from toolkit import resources
+from toolkit import resources, strict
 from toolkit.environments.resolve import detect_accelerator
-from toolkit.errors import Problem, RecipeError, UsageError
+from toolkit.errors import UsageError
 from toolkit.recipe.base import Name, Section
 from toolkit.registry import close_match
-
-REPLACEABLE = ("train", "quantize", "vllm", "sglang")
-"""Environments a profile can replace; core is the Python that the toolkit runs in."""
 
 
 class EnvironmentSection(Section):
@@ -42,6 +38,20 @@ class EnvironmentSection(Section):
         return self
 
 
+class EnvironmentsSection(Section):
+    """Replacements by logical name. There is none for core: it is the Python that the toolkit runs in."""
+
+    train: EnvironmentSection | None = None
+    quantize: EnvironmentSection | None = None
+    vllm: EnvironmentSection | None = None
+    sglang: EnvironmentSection | None = None
+
+    def of(self, name: str) -> EnvironmentSection | None:
+        """The replacement of a logical environment, if there is one."""
+        found: EnvironmentSection | None = getattr(self, name, None)
+        return found
+
+
 class Profile(Section):
     """Where and how big."""
 
@@ -53,18 +63,10 @@ class Profile(Section):
     """What starts the steps."""
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     """Which locks are meant; `auto` looks for an NVIDIA device."""
-    environments: Annotated[Mapping[str, EnvironmentSection], Field(default_factory=dict)]
+    environments: EnvironmentsSection = EnvironmentsSection()
     """Replacements by logical name; what is not named is built from its lock."""
 
     _folder: Path | None = PrivateAttr(default=None)
-
-    @model_validator(mode="after")
-    def _environments_exist(self) -> Self:
-        for name in self.environments:
-            if name not in REPLACEABLE:
-                near, known = close_match(name, REPLACEABLE), ", ".join(REPLACEABLE)
-                raise ValueError(f"environments: none is named {name!r}{near}; there are {known}")
-        return self
 
     @property
     def device(self) -> str:
@@ -90,21 +92,7 @@ def load(given: str | Path | None = None) -> Profile:
         RecipeError: The file is wrong; all problems with their lines.
     """
     path = _find(str(given or "local"))
-    text = path.read_text()
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise RecipeError(
-            [Problem(where, "", f"is not YAML: {getattr(error, 'problem', error)}")]
-        ) from error
-    try:
-        profile = Profile.model_validate(values)
-    except ValidationError as error:
-        raise RecipeError(
-            [_problem(path, text, e["loc"], e["msg"]) for e in error.errors()]
-        ) from error
+    profile = strict.read(path, Profile)
     profile._folder = path.absolute().parent
     return profile
 
@@ -120,25 +108,3 @@ def _find(given: str) -> Path:
             f"no profile is named {given!r}{close_match(given, profile_names())}", hint
         )
     return resources.profiles() / f"{given}.yaml"
-
-
-def _problem(path: Path, text: str, location: tuple[int | str, ...], message: str) -> Problem:
-    """A validation error with the line of the deepest key that the file has."""
-    node, line = yaml.compose(text), 1
-    for key in location:
-        pairs = node.value if isinstance(node, yaml.MappingNode) else []
-        found = next(((k, v) for k, v in pairs if k.value == key), None)
-        if found is None:
-            break
-        line, node = found[0].start_mark.line + 1, found[1]
-    hint = close_match(str(location[-1]), _keys()) if message.startswith("Extra inputs") else ""
-    said = (
-        "unknown key"
-        if message.startswith("Extra inputs")
-        else message.removeprefix("Value error, ")
-    )
-    return Problem(f"{path}:{line}", ".".join(map(str, location)), said + hint)
-
-
-def _keys() -> list[str]:
-    return [*Profile.model_fields, *EnvironmentSection.model_fields]
