@@ -105,7 +105,10 @@ def resolve(name: str, *, accelerator: str = "auto", profile: Profile | None = N
             f"known: {', '.join(NAMES)}",
         )
     if name == "core":
-        return Environment("core", "core", load_lock("core").digest, Path(sys.executable))
+        # On a host where the core's packages stand in folders of their own, PYTHONPATH is how it runs.
+        folders = tuple(Path(p) for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p)
+        digest = load_lock("core").digest
+        return Environment("core", "core", digest, Path(sys.executable), pythonpath=folders)
     section = profile.environments.of(name) if profile else None
     if section and section.python:
         return _from_profile(name, section, profile.folder if profile else None)
