@@ -133,7 +133,7 @@ def gather(
     folder = _local_folder(recipe, recipe_dir)
     problem = _source_problem(recipe, recipe_dir)
     if base_config is None and folder is not None and problem is None:
-        base_config = _read_json(folder / "config.json")
+        base_config = read_json(folder / "config.json")
     adapters = recipe.serve.adapters if recipe.serve else ()
     return Facts(
         recipe_dir=recipe_dir,
@@ -150,13 +150,13 @@ def gather(
 
 def read_adapter(folder: Path) -> AdapterFacts:
     """Read ``adapter_config.json`` and the header of ``adapter_model.safetensors``."""
-    config = _read_json(folder / "adapter_config.json")
+    config = read_json(folder / "adapter_config.json")
     if config is None:
         return AdapterFacts(folder, problem="has no readable adapter_config.json")
     weights = folder / "adapter_model.safetensors"
     if not weights.is_file():
         return AdapterFacts(folder, config, problem="has no adapter_model.safetensors")
-    added = _read_json(folder / "added_tokens.json") or {}
+    added = read_json(folder / "added_tokens.json") or {}
     return AdapterFacts(folder, config, shapes=_shapes(weights), added_tokens=len(added))
 
 
@@ -164,7 +164,8 @@ def _resolve(recipe_dir: Path, text: str) -> Path:
     return recipe_dir / Path(text).expanduser()
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object; ``None`` when the file is not there or holds something else."""
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -208,7 +209,7 @@ def _source_problem(recipe: Recipe, recipe_dir: Path) -> str | None:
 def _has_template(folder: Path) -> bool:
     if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
         return True
-    return bool((_read_json(folder / "tokenizer_config.json") or {}).get("chat_template"))
+    return bool((read_json(folder / "tokenizer_config.json") or {}).get("chat_template"))
 
 
 def _missing(recipe: Recipe, recipe_dir: Path) -> Iterator[tuple[str, str]]:
