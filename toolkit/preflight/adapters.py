@@ -190,10 +190,12 @@ def vocabulary(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
     """Only tokens beyond the base's vocabulary count: tokenizers copy the base's list."""
     if recipe.serve is None or recipe.serve.engine != "sglang":
         return
+    known = (facts.base.number("vocab_size") if facts.base else None) or 0
     for where, adapter in _readable(facts):
-        if adapter.added_tokens:
+        new = [t for t, number in adapter.added_tokens.items() if number >= known]
+        if new:
             yield refuse(
-                f"{where}: adds {adapter.added_tokens} tokens, which sglang refuses",
+                f"{where}: adds {len(new)} tokens, which sglang refuses",
                 _MERGE,
             )
 

@@ -72,7 +72,8 @@ class AdapterFacts:
     """Why the folder cannot be read, if it cannot."""
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Shape of each tensor, from the safetensors header."""
-    added_tokens: int = 0
+    added_tokens: Mapping[str, Any] = field(default_factory=dict)
+    """Token -> id, from added_tokens.json; tokenizers copy those of the base into it."""
 
     @property
     def rank(self) -> int:
@@ -156,8 +157,11 @@ def read_adapter(folder: Path) -> AdapterFacts:
     weights = folder / "adapter_model.safetensors"
     if not weights.is_file():
         return AdapterFacts(folder, config, problem="has no adapter_model.safetensors")
+    shapes = _shapes(weights)
+    if shapes is None:
+        return AdapterFacts(folder, config, problem="is damaged: its header cannot be read")
     added = read_json(folder / "added_tokens.json") or {}
-    return AdapterFacts(folder, config, shapes=_shapes(weights), added_tokens=len(added))
+    return AdapterFacts(folder, config, shapes=shapes, added_tokens=added)
 
 
 def _resolve(recipe_dir: Path, text: str) -> Path:
@@ -173,15 +177,15 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+def _shapes(path: Path) -> dict[str, tuple[int, ...]] | None:
     """Tensor shapes from a safetensors header: 8 bytes little-endian length, then JSON."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        raw = file.read(length) if 0 < length <= _HEADER_LIMIT else b"{}"
+        raw = file.read(length) if 0 < length <= _HEADER_LIMIT else b""
     try:
         header = json.loads(raw)
     except ValueError:
-        return {}
+        return None
     return {name: tuple(t["shape"]) for name, t in header.items() if name != "__metadata__"}
 
 
@@ -201,6 +205,8 @@ def _source_problem(recipe: Recipe, recipe_dir: Path) -> str | None:
         return f"{source.location} is not a folder"
     if not (path / "config.json").is_file():
         return f"{source.location} has no config.json"
+    if read_json(path / "config.json") is None:
+        return f"{source.location}/config.json is not a JSON object"
     if not any(path.glob("*.safetensors")):
         return f"{source.location} has no *.safetensors file"
     return None

@@ -49,7 +49,7 @@ class Recipe(Section):
     serve: ServeSection | None = None
     """Which engine serves which models."""
     tracking: TrackingSection = TrackingSection()
-    """Where MLflow runs go."""
+    """MLflow store and experiment."""
 
     @property
     def subjects(self) -> tuple[str, ...]:

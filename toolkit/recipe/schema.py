@@ -35,7 +35,7 @@ def json_schema() -> dict[str, Any]:
     for part in (schema, *definitions.values()):
         _tidy(part)
     for key, examples in EXAMPLES.items():
-        _field(schema, key)["examples"] = examples
+        field_at(schema, key)["examples"] = examples
     head = {"$schema": DIALECT, "title": "toolkit recipe"}
     return head | {k: v for k, v in schema.items() if k not in head}
 
@@ -59,7 +59,7 @@ def _flat(doc: str) -> str:
     return " ".join(doc.split())
 
 
-def _field(schema: dict[str, Any], key: str) -> dict[str, Any]:
+def field_at(schema: dict[str, Any], key: str) -> dict[str, Any]:
     """The sub-schema of a dotted key; lists and optional sections are looked through."""
     part = schema
     for name in key.split("."):
