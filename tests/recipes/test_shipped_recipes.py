@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from folders import LLAMA, adapter_folder, model_folder
+from tests.folders import LLAMA, adapter_folder, model_folder
 from jsonschema import Draft202012Validator
 
 from toolkit.observe import local_files

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 import pytest
-from folders import adapter_folder, model_folder
+from tests.folders import adapter_folder, model_folder
 
 from toolkit.errors import PreflightError
 from toolkit.preflight import LOCKED_ENGINES, RULES, Outcome, check, gather, insist

@@ -184,7 +184,7 @@ def scale(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
 @rule(
     "adapter.vocabulary",
     "adapters add no tokens",
-    "sglang refuses adapters with added vocabulary; vLLM ignores the new rows",
+    "sglang, lora/lora_config.py: added tokens beyond the vocabulary of the base",
 )
 def vocabulary(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
     """Only tokens beyond the base's vocabulary count: tokenizers copy the base's list."""

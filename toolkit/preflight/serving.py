@@ -130,7 +130,7 @@ def kv_cache(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
 @rule(
     "serve.adapter_names",
     "names of served models are all different",
-    "vLLM answers with the first model of a name",
+    "a client asks by name, so a name means one model",
 )
 def adapter_names(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
     """Adapters, the trained model and the base each have their own."""

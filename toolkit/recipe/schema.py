@@ -13,6 +13,10 @@ from pydantic.fields import FieldInfo
 
 from toolkit.recipe.recipe import Recipe
 
+_INTRO = """\
+A recipe is one YAML file. Unknown keys are errors. Every key can be changed on the command line with
+`--set section.key=value`; the value is YAML."""
+
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 EXAMPLES: Mapping[str, list[Any]] = {
@@ -76,16 +80,11 @@ def _resolve(schema: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
     return _resolve(schema, inner) if inner else part
 
 
-def reference() -> str:
-    """Every key of a recipe as Markdown: type, default, meaning, one table per section."""
-    lines = [
-        "# Recipe reference",
-        "",
-        "A recipe is one YAML file. Unknown keys are errors. Every key can be changed on the",
-        "command line with `--set section.key=value`; the value is YAML.",
-        "",
-        *_section("", Recipe, {}),
-    ]
+def reference(
+    model: type[BaseModel] = Recipe, title: str = "Recipe reference", intro: str = _INTRO
+) -> str:
+    """Every key of a recipe (or of another strict YAML file) as Markdown, one table per section."""
+    lines = [f"# {title}", "", intro, "", *_section("", model, {})]
     return "\n".join(lines).rstrip() + "\n"
 
 
