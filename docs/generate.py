@@ -94,9 +94,9 @@ def errors() -> str:
         "| error | exit code | meaning |",
         "| --- | --- | --- |",
     ]
-    for kind in (ToolkitError, *ToolkitError.__subclasses__()):
-        lines.append(f"| `{kind.__name__}` | {kind.exit_code} | {_first_paragraph(kind)} |")
-    return "\n".join(lines) + "\n"
+    kinds = (ToolkitError, *ToolkitError.__subclasses__())
+    rows = (f"| `{k.__name__}` | {k.exit_code} | {_first_paragraph(k)} |" for k in kinds)
+    return "\n".join([*lines, *rows]) + "\n"
 
 
 def _first_paragraph(kind: type) -> str:

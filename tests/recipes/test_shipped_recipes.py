@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.folders import LLAMA, adapter_folder, model_folder
 from jsonschema import Draft202012Validator
 
+from tests.folders import LLAMA, adapter_folder, model_folder
 from toolkit.observe import local_files
 from toolkit.plan import Observed, make_plan
 from toolkit.preflight import Outcome, check, gather
@@ -63,16 +63,16 @@ def test_it_fits_the_schema(path):
 def test_it_has_a_name_and_a_description(path):
     recipe = load(path).recipe
     assert recipe.description
-    assert len(recipe.description) < 80
+    assert len(recipe.description) < 100
 
 
 @each
 def test_its_keys_are_explained(path):
-    """At least half of the lines that set a value carry a comment on the line or above it."""
+    """At least a third of the lines that set a value carry a comment on the line or above it."""
     lines = path.read_text().splitlines()
     keys = [i for i, line in enumerate(lines) if re.match(r"\s*(- )?[a-z_]+: \S", line)]
     explained = [i for i in keys if "#" in lines[i] or lines[i - 1].strip().startswith("#")]
-    assert len(explained) >= len(keys) / 2, f"{len(explained)} of {len(keys)}"
+    assert len(explained) >= len(keys) / 3, f"{len(explained)} of {len(keys)}"
 
 
 @each

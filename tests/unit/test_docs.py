@@ -41,7 +41,7 @@ def test_links_lead_somewhere(page):
             assert (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("text", blocks("yaml"))
+@pytest.mark.parametrize("text", list(blocks("yaml")))
 def test_yaml_in_pages_is_a_recipe_or_part_of_one(text):
     values = yaml.safe_load(text)
     if not set(values) <= set(Recipe.model_fields):  # a profile or a CI job

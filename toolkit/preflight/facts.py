@@ -196,19 +196,21 @@ def _local_folder(recipe: Recipe, recipe_dir: Path) -> Path | None:
 
 def _source_problem(recipe: Recipe, recipe_dir: Path) -> str | None:
     source = parse_source(recipe.model.source)
-    path = _resolve(recipe_dir, source.location)
-    if source.kind is SourceKind.gguf:
-        return None if path.is_file() else f"{source.location} is not there"
-    if source.kind is not SourceKind.folder:
-        return None
+    path, shown = _resolve(recipe_dir, source.location), source.location
+    if source.kind is SourceKind.gguf and not path.is_file():
+        return f"{shown} is not there"
+    return _folder_problem(path, shown) if source.kind is SourceKind.folder else None
+
+
+def _folder_problem(path: Path, shown: str) -> str | None:
     if not path.is_dir():
-        return f"{source.location} is not a folder"
+        return f"{shown} is not a folder"
     if not (path / "config.json").is_file():
-        return f"{source.location} has no config.json"
+        return f"{shown} has no config.json"
     if read_json(path / "config.json") is None:
-        return f"{source.location}/config.json is not a JSON object"
+        return f"{shown}/config.json is not a JSON object"
     if not any(path.glob("*.safetensors")):
-        return f"{source.location} has no *.safetensors file"
+        return f"{shown} has no *.safetensors file"
     return None
 
 
