@@ -48,14 +48,19 @@ __all__ = [
 
 
 def require(
-    loaded: Loaded, plan: Plan, workspace: Workspace, environments: Mapping[str, Environment]
+    loaded: Loaded,
+    plan: Plan,
+    workspace: Workspace,
+    environments: Mapping[str, Environment],
+    accelerator: Accelerator | None = None,
 ) -> list[Verdict]:
     """Judge a planned recipe on this machine; return the warnings.
 
     Raises:
         PreflightError: Something is refused; the message holds every refusal, each with its fix.
     """
-    return insist(check(loaded.recipe, gather_here(loaded, plan, workspace, environments)))
+    facts = gather_here(loaded, plan, workspace, environments, accelerator)
+    return insist(check(loaded.recipe, facts))
 
 
 def check(recipe: Recipe, facts: Facts) -> list[Verdict]:

@@ -34,7 +34,11 @@ class Environment(Protocol):
 
 
 def gather_here(
-    loaded: Loaded, plan: Plan, workspace: Workspace, environments: Mapping[str, Environment]
+    loaded: Loaded,
+    plan: Plan,
+    workspace: Workspace,
+    environments: Mapping[str, Environment],
+    accelerator: Accelerator | None = None,
 ) -> Facts:
     """:func:`gather` for this machine.
 
@@ -43,13 +47,14 @@ def gather_here(
         plan: Its plan; names the artifact of the base.
         workspace: Where that artifact is, if it was fetched already.
         environments: By logical name, the recipe's engine among them when it serves.
+        accelerator: Where steps will run; found out from the environments' locks unless given.
     """
     serve = loaded.recipe.serve
     engine = environments.get(serve.engine) if serve else None
     return gather(
         loaded.recipe,
         loaded.directory,
-        accelerator=accelerator_of(environments.values()),
+        accelerator=accelerator or accelerator_of(environments.values()),
         engine_version=version_in(engine) if engine else None,
         base_config=_fetched_config(plan, workspace),
     )

@@ -164,7 +164,7 @@ def _name(annotation: Any) -> str:
     arguments = get_args(annotation)
     if hasattr(annotation, "__metadata__"):
         return _bounded(_name(arguments[0]), annotation.__metadata__)
-    if get_origin(annotation) in (tuple, dict):
+    if get_origin(annotation) in (tuple, dict, Mapping):
         many = f"list of {_plural(_name(arguments[0]))}"
         return many if get_origin(annotation) is tuple else "mapping"
     words = (
