@@ -70,6 +70,7 @@ class DataSection(Section):
     sources: Annotated[tuple[DataSource, ...], Field(min_length=1)]
     """Where rows come from; several are mixed by their weights."""
     heldout: HeldoutSection = HeldoutSection()
+    """Rows that training never sees; evaluation uses them."""
     on_invalid: Policy = "refuse"
     """A row that cannot be read as its format: `drop` counts it, `refuse` stops the run."""
     on_too_long: Literal["drop", "truncate", "refuse"] = "drop"

@@ -17,6 +17,7 @@ class GateSection(Section):
     of: str
     """Which model: `base`, `tuned`, `merged`, or the name of a quantized one."""
     metric: str
+    """One of `evaluate.metrics`."""
     min: float | None = None
     """The metric must be at least this."""
     max: float | None = None
@@ -37,7 +38,9 @@ class LmEvalSection(Section):
     """Tasks of lm-evaluation-harness, run against the served endpoint."""
 
     tasks: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Names that `lm_eval --tasks list` shows."""
     limit: Count | None = None
+    """Score only the first rows of each task."""
 
 
 class EvaluateSection(Section):
@@ -48,12 +51,17 @@ class EvaluateSection(Section):
     metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("exact_match",)
     """`exact_match`, `json_match`, `contains`, `token_f1`, `perplexity`, or `file.py:function` of yours."""
     max_rows: Count = 200
+    """Score at most this many held-out rows."""
     max_new_tokens: Count = 128
+    """Longest answer in tokens."""
     batch_size: Count = 16
+    """Rows that are answered together."""
     through: Literal["transformers", "engine"] = "transformers"
     """Generate with Transformers, or through the engine that serves."""
     gates: tuple[GateSection, ...] = ()
+    """Bounds that must hold, or the run exits with 1."""
     lm_eval: LmEvalSection | None = None
+    """Public benchmarks, through the engine."""
 
     @model_validator(mode="after")
     def _metrics_exist(self) -> Self:

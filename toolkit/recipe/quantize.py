@@ -15,6 +15,7 @@ class CalibrationSection(Section):
     """Rows that a method looks at: held-back training rows in the recipe's template, mixed with general text."""
 
     rows: Count = 128
+    """Number of calibration rows."""
     general: Fraction = 0.25
     """Share of the rows that comes from the general text that ships with the toolkit."""
 
@@ -33,6 +34,7 @@ class QuantizeSection(Section):
     ignore: tuple[str, ...] = ("lm_head",)
     """Layers left at full precision."""
     calibration: CalibrationSection = CalibrationSection()
+    """Rows that gptq, awq and int8 look at."""
 
     @property
     def label(self) -> str:

@@ -35,13 +35,21 @@ class Recipe(Section):
     seed: int = 0
     """Seed of everything random: data order, adapter initialisation, sampling of rows."""
     model: ModelSection
+    """The base model, and what is true of it in every stage."""
     data: DataSection | None = None
+    """Rows to train on and rows that are held out."""
     train: TrainSection | None = None
+    """How the weights are changed; without it nothing is trained."""
     export: ExportSection | None = None
+    """Folders that leave training."""
     quantize: tuple[QuantizeSection, ...] = ()
+    """Smaller copies of the tuned model, or of the base where nothing is trained."""
     evaluate: EvaluateSection | None = None
+    """Metrics on held-out rows, and gates."""
     serve: ServeSection | None = None
+    """Which engine serves which models."""
     tracking: TrackingSection = TrackingSection()
+    """MLflow store and experiment."""
 
     @property
     def subjects(self) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ class ServeSection(Section):
     """One engine process on one port. Context length comes from `model.max_length`, rank from the adapters."""
 
     engine: Literal["vllm", "sglang"] = "vllm"
+    """`vllm` on a CPU or a GPU, `sglang` on a GPU."""
     models: tuple[str, ...] = ()
     """What to serve: `base`, `tuned` (the base with the trained adapter loaded directly),
     `merged`, or a quantized one. The first is what `toolkit serve` starts. Empty: `tuned` when the
@@ -35,6 +36,7 @@ class ServeSection(Section):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port to listen on; 0 takes a free one."""
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Type that the engine computes in; `auto` is that of the weights."""
     max_concurrent: Count = 64
     """Requests decoded together."""
     memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.9
@@ -46,6 +48,7 @@ class ServeSection(Section):
     tensor_parallel: Count = 1
     """GPUs that share one model."""
     start_timeout_s: Count = 900
+    """Seconds until the engine must be healthy."""
     extra_args: tuple[str, ...] = ()
     """Arguments passed to the engine as they are."""
     questions: tuple[str, ...] = ()

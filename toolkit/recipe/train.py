@@ -30,6 +30,7 @@ class TrainSection(Section):
     method: Literal["lora", "qlora", "full"] = "lora"
     """`lora` on the base as it is, `qlora` on the base in 4-bit NF4 with double quantization, `full` all weights."""
     lora: LoraSection = LoraSection()
+    """The adapter, with `lora` and `qlora`."""
     epochs: Annotated[float, Field(gt=0)] = 1.0
     """Passes over the training rows; not used when `max_steps` is given."""
     max_steps: Count | None = None
@@ -45,6 +46,7 @@ class TrainSection(Section):
     warmup: Fraction = 0.03
     """Share of the steps that the learning rate rises from zero."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay of AdamW (arXiv:1711.05101)."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are scaled down to this norm."""
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"

@@ -1,0 +1,81 @@
+"""Preflight: says before anything starts what cannot work, and names the fix.
+
+Runs in the core (no torch, no GPU, no network) in milliseconds. ``facts.py`` reads, rules do not::
+
+    verdicts = check(recipe, gather(recipe, recipe_dir, accelerator="cuda"))
+    warnings = insist(verdicts)  # raises PreflightError with all refusals
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from toolkit.errors import PreflightError
+from toolkit.preflight import adapters, base, files, quantization, serving
+from toolkit.preflight.facts import LOCKED_ENGINES, Accelerator, Facts, gather
+from toolkit.preflight.machine import Environment, gather_here
+from toolkit.preflight.verdict import Outcome, Rule, Verdict
+from toolkit.recipe import Recipe
+
+if TYPE_CHECKING:
+    from toolkit.plan import Plan
+    from toolkit.recipe.load import Loaded
+    from toolkit.workspace import Workspace
+
+RULES: tuple[Rule, ...] = (
+    *base.RULES,
+    *files.RULES,
+    *quantization.RULES,
+    *serving.RULES,
+    *adapters.RULES,
+)
+"""Every rule, in the order in which verdicts are shown."""
+
+__all__ = [
+    "LOCKED_ENGINES",
+    "RULES",
+    "Accelerator",
+    "Facts",
+    "Outcome",
+    "Rule",
+    "Verdict",
+    "check",
+    "gather",
+    "insist",
+    "require",
+]
+
+
+def require(
+    loaded: Loaded,
+    plan: Plan,
+    workspace: Workspace,
+    environments: Mapping[str, Environment],
+    accelerator: Accelerator | None = None,
+) -> list[Verdict]:
+    """Judge a planned recipe on this machine; return the warnings.
+
+    Raises:
+        PreflightError: Something is refused; the message holds every refusal, each with its fix.
+    """
+    facts = gather_here(loaded, plan, workspace, environments, accelerator)
+    return insist(check(loaded.recipe, facts))
+
+
+def check(recipe: Recipe, facts: Facts) -> list[Verdict]:
+    """Judge a recipe by every rule; a rule that has nothing to say gives one ``ok``."""
+    return [verdict for one in RULES for verdict in one.judge(recipe, facts)]
+
+
+def insist(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """Return the warnings.
+
+    Raises:
+        PreflightError: Something is refused; the message holds every refusal, each with its fix.
+    """
+    refused = [v for v in verdicts if v.outcome is Outcome.refuse]
+    if refused:
+        count = f"{len(refused)} {'thing' if len(refused) == 1 else 'things'} to mend"
+        raise PreflightError("\n".join(map(str, refused)), f"{count}; nothing was started")
+    return [v for v in verdicts if v.outcome is Outcome.warn]

@@ -1,0 +1,85 @@
+"""Rules on the files that a recipe names, and on numbers that must leave room for each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from toolkit.preflight.facts import Facts
+from toolkit.preflight.functions import FunctionFacts
+from toolkit.preflight.verdict import Finding, refuse, rule
+from toolkit.recipe import Recipe
+from toolkit.registry import close_match
+
+
+@rule(
+    "files.exist",
+    "files that the recipe names are there",
+    "seen in advance rather than after the base is fetched",
+)
+def exist(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
+    """Data files and the chat template."""
+    for key, path in facts.missing:
+        yield refuse(
+            f"{key}: {path} is not there (looked in {facts.recipe_dir})",
+            "paths start from the recipe's folder",
+        )
+
+
+@rule(
+    "files.function",
+    "functions that the recipe names are defined and take what they are given",
+    "found with ast; the file is not run",
+)
+def function(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
+    """Each ``file.py:function``."""
+    for found in facts.functions:
+        yield from _function(found)
+
+
+def _function(found: FunctionFacts) -> Iterator[Finding]:
+    name = found.text.rpartition(":")[2]
+    if found.problem:
+        near = close_match(name, found.defined)
+        defined = (
+            f"the file defines {', '.join(found.defined)}"
+            if found.defined
+            else "write 'file.py:function', relative to the recipe"
+        )
+        yield refuse(f"{found.where}: {found.problem}{near}", defined)
+        return
+    if found.given is None:
+        return
+    for argument in found.given:
+        if found.accepts is not None and argument not in found.accepts:
+            near = close_match(argument, found.accepts)
+            takes = ", ".join(found.accepts) or "no arguments"
+            yield refuse(
+                f"{found.where}: {name}() takes no argument {argument!r}{near}",
+                f"it takes: {takes}",
+            )
+    for argument in found.requires:
+        if argument not in found.given:
+            key = found.where.removesuffix(".python")
+            yield refuse(
+                f"{found.where}: {name}() needs the argument {argument!r}",
+                f"add it under {key}.arguments",
+            )
+
+
+@rule(
+    "evaluate.room",
+    "an answer leaves room for its question",
+    "the served context is model.max_length tokens",
+)
+def room(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
+    """``max_new_tokens`` below ``max_length``."""
+    section = recipe.evaluate
+    if section and section.max_new_tokens >= recipe.model.max_length:
+        yield refuse(
+            f"evaluate.max_new_tokens is {section.max_new_tokens}, but model.max_length is "
+            f"{recipe.model.max_length}: no room for a question",
+            "lower evaluate.max_new_tokens or raise model.max_length",
+        )
+
+
+RULES = (exist, function, room)

