@@ -114,9 +114,8 @@ def sync_runs(workspace: Path | None, as_json: bool) -> None:
         render.as_json([dataclasses.asdict(one) for one in replayed])
     else:
         for one in replayed:
-            render.say(
-                f"{one.name}: {f'still here: {one.lost}' if one.lost else f'run {one.run_id} is complete'}"
-            )
+            became = f"still here: {one.lost}" if one.lost else f"run {one.run_id} is complete"
+            render.say(f"{one.name}: {became}")
             for reason in one.refused:
                 render.hint(f"  MLflow refused {reason}")
         if not replayed:

@@ -80,7 +80,10 @@ class Outbox:
 
     def hold(self) -> bool:
         """Take the lock, which ends with this process; ``False`` if another one has it."""
-        lock = (self.folder / "lock").open("a")
+        try:
+            lock = (self.folder / "lock").open("a")
+        except FileNotFoundError:  # its owner delivered all and removed it
+            return False
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -126,6 +129,10 @@ class Outbox:
                 record = _parsed(line)
                 if record is not None:
                     yield Record(record.pop("op"), record, offset)
+
+    def empty(self) -> bool:
+        """Whether nothing was recorded."""
+        return not any(True for _ in self.records(0))
 
     def finished(self) -> bool:
         """Whether the run's end was recorded."""

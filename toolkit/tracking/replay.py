@@ -42,12 +42,12 @@ def sync(outboxes: Path) -> list[Replayed]:
 def _left(outboxes: Path) -> Iterator[Outbox]:
     for folder in sorted(outboxes.glob("*/")) if outboxes.is_dir() else ():
         outbox = Outbox(folder)
-        if not outbox.hold():
-            continue
-        if any(True for _ in outbox.records(0)):
-            yield outbox
+        if outbox.empty() or not outbox.hold():
+            continue  # its writer is about to begin, or lives
+        if outbox.empty():
+            outbox.release()  # delivered and removed in between
         else:
-            outbox.remove()  # its writer died before the first line
+            yield outbox
 
 
 def _replay(outbox: Outbox, down: dict[str, str]) -> Replayed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import json
 import os
@@ -132,11 +133,11 @@ def _open_sqlite(uri: str) -> None:
     existing = next(p for p in (file, *file.parents) if p.exists())
     try:
         if existing == file:
-            with sqlite3.connect(
-                f"{file.as_uri()}?mode=rw", uri=True, timeout=TIMEOUT_S
+            given = f"{file.as_uri()}?mode=rw"
+            with contextlib.closing(
+                sqlite3.connect(given, uri=True, timeout=TIMEOUT_S)
             ) as database:
                 database.execute("PRAGMA schema_version").fetchone()
-            database.close()
     except sqlite3.Error as error:
         raise TrackingError(
             f"tracking store {file} cannot be opened: {error}",
@@ -191,6 +192,7 @@ def _ask_server(uri: str) -> None:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S, context=_tls()) as answer:  # noqa: S310
             json.load(answer)
     except urllib.error.HTTPError as error:
+        error.close()
         raise _refused(uri, error) from error
     except ValueError as error:
         raise TrackingError(
