@@ -196,7 +196,7 @@ def test_a_run_whose_process_was_killed_is_completed_and_ends_killed(client, sto
 
 
 def test_a_delivery_whose_answer_was_lost_is_not_repeated(client, store, monkeypatch):
-    """The store got the records, we died before we knew: run and metrics exist once after the replay."""
+    """The store got the records, we died before we knew: all exist once after the replay."""
     from mlflow.tracking import MlflowClient
 
     box = _left_by_a_dead_process(store, "FINISHED")
