@@ -1,7 +1,7 @@
-"""Take the screenshots of the MLflow pages: ``python docs/screenshots.py WORKSPACE [--out docs/images]``.
+"""Take the screenshots of the MLflow pages: ``python docs/screenshots.py WORKSPACE --out FOLDER``.
 
-Needs Debian's ``chromium`` and ``chromium-driver`` and the package ``selenium``; WORKSPACE must hold at
-least one finished recipe run. Pages are photographed once their tables and charts are drawn.
+Needs Debian's ``chromium`` and ``chromium-driver`` and the package ``selenium``. WORKSPACE must hold
+a finished recipe run. Pages are photographed once their tables and charts are drawn.
 """
 
 from __future__ import annotations
@@ -45,6 +45,26 @@ FLAGS = (
 
 CHART = ".js-plotly-plot .main-svg"
 
+TIDY = """
+const style = document.createElement("style");
+style.textContent = ".modebar { display: none !important }";
+document.head.append(style);
+const panel = [...document.querySelectorAll("*")].find(
+  e => e.childElementCount === 0 && e.textContent.trim() === "MLflow Assistant"
+);
+for (let e = panel; e; e = e.parentElement) {
+  const buttons = e.querySelectorAll("button");
+  if (buttons.length) { buttons[buttons.length - 1].click(); break; }
+}
+"""
+"""Hides the charts' tool bars and closes the assistant's panel."""
+
+EXPAND = """
+const row = document.querySelector('.ag-row button, .ag-row [role="button"]');
+if (row) row.click();
+"""
+"""Opens the newest recipe run in the table, so that its steps are seen."""
+
 
 @contextmanager
 def browser() -> Iterator[Any]:
@@ -72,7 +92,7 @@ def _program(name: str) -> str:
 
 
 def photograph(driver: Any, url: str, text: str, chart: bool, file: Path) -> None:
-    """Open ``url``, wait until ``text`` and, if asked, a chart are there, and save the page."""
+    """Open ``url``, wait until ``text`` and perhaps a chart are there, and save the page."""
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
@@ -82,6 +102,9 @@ def photograph(driver: Any, url: str, text: str, chart: bool, file: Path) -> Non
     wait.until(lambda d: text in d.find_element(By.TAG_NAME, "body").text)
     if chart:
         wait.until(lambda d: d.find_elements(By.CSS_SELECTOR, CHART))
+    driver.execute_script(TIDY)
+    if not chart:
+        driver.execute_script(EXPAND)
     time.sleep(SETTLE_S)
     driver.save_screenshot(str(file))
     print(f"{file}: {url}")
@@ -101,7 +124,7 @@ def pages(store: Store) -> Iterator[tuple[str, str, str, bool]]:
             page = f"experiments/{experiment}/runs/{step.run_id}"
             yield "mlflow-train-step", page, "Metrics", False
             yield "mlflow-loss-curve", f"{page}/model-metrics", "loss", True
-            yield "mlflow-system-metrics", f"{page}/system-metrics", "system", True
+            yield "mlflow-system-metrics", f"{page}/system-metrics", "cpu_utilization", True
     compared = [s.run_id for s in newest.steps if s.name.startswith("evaluate")]
     compared = compared or [run.run_id for run in runs]
     ids = ",".join(f'"{run_id}"' for run_id in compared)
@@ -121,9 +144,9 @@ def main() -> None:
     log = workspace.root / "mlflow-ui.log"
     with serving(store, "127.0.0.1", port, log), browser() as driver:
         for name, page, text, chart in pages(store):
-            photograph(
-                driver, f"http://127.0.0.1:{port}/#/{page}", text, chart, given.out / f"{name}.png"
-            )
+            joint = "&" if "?" in page else "?"
+            url = f"http://127.0.0.1:{port}/#/{page}{joint}workflowType=machine_learning"
+            photograph(driver, url, text, chart, given.out / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -160,7 +160,10 @@ for i in range(100000):
     assert len(points) > int(last)
 
 
-def test_the_ui_answers_and_leaves_no_process(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, -15), (signal.SIGKILL, -9)]
+)
+def test_the_ui_answers_and_leaves_no_process(tmp_path, number, status):
     workspace = Workspace(tmp_path / "runs")
     with RecipeRun.start(
         resolve(f"sqlite:///{workspace.root}/mlflow.db", workspace),
@@ -186,8 +189,8 @@ def test_the_ui_answers_and_leaves_no_process(tmp_path):
         assert ui.stdout.readline() == f"MLflow: http://127.0.0.1:{port}\n"
         started = psutil.Process(ui.pid).children(recursive=True)
         check(f"http://127.0.0.1:{port}")
-        ui.send_signal(signal.SIGINT)
-        assert ui.wait(30) == 130
+        ui.send_signal(number)
+        assert ui.wait(30) == status
     assert started
     _, alive = psutil.wait_procs(started, timeout=10)
     assert alive == []

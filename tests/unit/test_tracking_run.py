@@ -319,7 +319,7 @@ def test_a_taken_port_is_told_with_one_that_is_free():
 
 def test_the_ui_serves_the_right_store(store):
     argv = command(store, "127.0.0.1", 5001)
-    assert argv[1:4] == ["-m", "mlflow", "server"]
+    assert argv[4:7] == ["-m", "mlflow", "server"]
     assert argv[argv.index("--backend-store-uri") + 1] == store.uri
     assert argv[argv.index("--workers") + 1] == "1"
 

@@ -23,6 +23,9 @@ SETTINGS = {
 }
 """Environment variables for MLflow in our processes, unless the user set them."""
 
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Makes the UI show an experiment as training, not as traces of an application."""
+
 
 def connect(store: Store) -> Any:
     """An ``MlflowClient`` of ``store``; a new SQLite store gets its tables here, in seconds."""
@@ -56,9 +59,8 @@ def experiment_id(client: Any, store: Store, name: str) -> str:
     if found is None:
         try:
             root = private_folder(store.artifact_root) / name if store.artifact_root else None
-            return str(
-                client.create_experiment(name, artifact_location=str(root) if root else None)
-            )
+            location = str(root) if root else None
+            return str(client.create_experiment(name, artifact_location=location, tags=KIND))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

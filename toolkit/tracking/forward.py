@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+from toolkit.errors import TrackingError
 from toolkit.tracking import client
 from toolkit.tracking.deliver import Delivery
 from toolkit.tracking.outbox import Outbox
@@ -11,6 +12,9 @@ from toolkit.tracking.store import Store
 
 PERIOD_S = 1.0
 """How long records gather before they are sent together."""
+
+FIRST_TRIES = 2
+"""Failures after which a run that has to exist is given up."""
 
 LONGEST_PAUSE_S = 30.0
 """Longest time between two tries at a store that does not answer."""
@@ -24,6 +28,7 @@ class Forwarder:
         self._changed = threading.Condition()
         self._closing = False
         self._finished = False
+        self._failures = 0
         self.lost: Exception | None = None
         """Why the last delivery failed; ``None`` while all is well."""
         self._thread = threading.Thread(target=self._work, name="mlflow-forwarder", daemon=True)
@@ -35,9 +40,9 @@ class Forwarder:
         return self._delivery.run_id
 
     def wait_for_run(self, timeout_s: float) -> str | None:
-        """Wait until the run exists or a delivery failed; return its id or ``None``."""
+        """Wait until the run exists or delivery failed for good; return its id or ``None``."""
         with self._changed:
-            self._changed.wait_for(lambda: self.run_id or self.lost, timeout_s)
+            self._changed.wait_for(lambda: self.run_id or self._hopeless, timeout_s)
         return self.run_id
 
     def close(self, timeout_s: float) -> bool:
@@ -47,6 +52,11 @@ class Forwarder:
             self._changed.notify_all()
         self._thread.join(timeout_s)
         return self._finished
+
+    @property
+    def _hopeless(self) -> bool:
+        """One failure may be two processes making the same tables; what the user must mend is not."""
+        return self._failures >= FIRST_TRIES or isinstance(self.lost, TrackingError)
 
     def _work(self) -> None:
         client.quiet()
@@ -68,6 +78,7 @@ class Forwarder:
             self._finished = self._delivery.drain() or self._finished
         except Exception as error:  # noqa: BLE001 - whatever MLflow does, the work goes on; sync shows the cause
             self.lost = error
+            self._failures += 1
             return min(pause * 2, LONGEST_PAUSE_S)
-        self.lost = None
+        self.lost, self._failures = None, 0
         return PERIOD_S

@@ -207,9 +207,9 @@ class RecipeRun(TrackedRun):
         A cached step has no child under this parent: the link leads to the run that did the work.
         """
         self.log(0, {f"{step}.{key}": value for key, value in metrics.items()})
-        self.tag(
-            {f"toolkit.step.{step}": run_id or "", f"toolkit.cached.{step}": str(cached).lower()}
-        )
+        self.tag({f"toolkit.step.{step}": run_id or ""})
+        if cached:
+            self.tag({f"toolkit.cached.{step}": "true"})
 
     def _end(self, status: str) -> None:
         if self._replay.is_alive():
@@ -220,6 +220,8 @@ class RecipeRun(TrackedRun):
         cause = self.lost or f"no answer in {START_S:g} s"
         self._forwarder.close(0)
         self._outbox.remove()
+        if isinstance(self._forwarder.lost, TrackingError):
+            raise self._forwarder.lost
         raise TrackingError(
             f"tracking store {self.store.shown} did not take the run: {cause}",
             "look into the server's log, or name another store by tracking.uri",

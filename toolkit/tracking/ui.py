@@ -24,10 +24,22 @@ READY_S = 180.0
 
 STOP_S = 5.0
 
+GUARD = """
+import ctypes, os, signal, subprocess, sys
+signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGKILL))
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+if os.getppid() != int(sys.argv[1]):
+    sys.exit(1)
+sys.exit(subprocess.call([sys.executable, *sys.argv[2:]]))
+"""
+"""Leads the server's process group, and ends all of it when it is told to or when we are gone."""
+
 
 def command(store: Store, host: str, port: int) -> list[str]:
     """The arguments that start MLflow's server on ``store``."""
-    argv = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri]
+    argv = [sys.executable, "-c", GUARD, str(os.getpid())]
+    argv += ["-m", "mlflow", "server", "--backend-store-uri", store.uri]
     argv += ["--host", host, "--port", str(port), "--workers", "1"]
     if store.artifact_root is not None:
         argv += ["--artifacts-destination", str(store.artifact_root)]
