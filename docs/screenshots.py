@@ -1,7 +1,7 @@
 """Take the screenshots of the MLflow pages: ``python docs/screenshots.py WORKSPACE --out FOLDER``.
 
-Needs Debian's ``chromium`` and ``chromium-driver`` and the package ``selenium``. WORKSPACE must hold
-a finished recipe run. Pages are photographed once their tables and charts are drawn.
+Needs Debian's ``chromium`` and ``chromium-driver`` and the package ``selenium``. WORKSPACE must
+hold a finished recipe run. Pages are photographed once their tables and charts are drawn.
 """
 
 from __future__ import annotations

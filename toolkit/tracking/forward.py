@@ -55,7 +55,7 @@ class Forwarder:
 
     @property
     def _hopeless(self) -> bool:
-        """One failure may be two processes making the same tables; what the user must mend is not."""
+        """Two failures, or one that the user must mend; one may be two processes making tables."""
         return self._failures >= FIRST_TRIES or isinstance(self.lost, TrackingError)
 
     def _work(self) -> None:
