@@ -190,9 +190,9 @@ def test_the_ui_answers_and_leaves_no_process(tmp_path, number, status):
         started = psutil.Process(ui.pid).children(recursive=True)
         check(f"http://127.0.0.1:{port}")
         ui.send_signal(number)
-        assert ui.wait(30) == status
+        assert ui.wait(60) == status
     assert started
-    _, alive = psutil.wait_procs(started, timeout=10)
+    _, alive = psutil.wait_procs(started, timeout=20)
     assert alive == []
 
 

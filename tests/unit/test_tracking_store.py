@@ -176,17 +176,17 @@ def test_nobody_listening_is_told_at_once():
         TrackingError, match=f"http://127.0.0.1:{port} cannot be reached: .*refused"
     ) as caught:
         check(f"http://127.0.0.1:{port}")
-    assert time.monotonic() - begin < 1
+    assert time.monotonic() - begin < 5
     assert "MLFLOW_TRACKING_URI" in caught.value.hint
 
 
 def test_a_server_that_hangs_is_given_up_after_five_seconds(server, monkeypatch):
     monkeypatch.setattr("toolkit.tracking.store.TIMEOUT_S", 0.5)
-    server.delay_s = 3
+    server.delay_s = 20
     begin = time.monotonic()
     with pytest.raises(TrackingError, match="cannot be reached: "):
         check(server.url)
-    assert time.monotonic() - begin < 1.5
+    assert time.monotonic() - begin < 5
 
 
 def test_a_database_server_that_is_not_there_is_told():

@@ -89,7 +89,7 @@ class TrackedRun:
     ) -> None:
         """Record metrics at a step; values that are no numbers are left out."""
         numbers = {_key(k): float(v) for k, v in metrics.items() if isinstance(v, int | float)}
-        if numbers:
+        if numbers and not self._finished:
             ms = _now_ms() if time_s is None else int(time_s * 1000)
             self._outbox.put("metrics", step=step, ms=ms, metrics=numbers, of_model=of_model)
 
@@ -163,12 +163,6 @@ class RecipeRun(TrackedRun):
     What earlier runs could not deliver is replayed in the background meanwhile.
     """
 
-    def __init__(self, store: Store, experiment: str, name: str, tags: Mapping[str, str]) -> None:
-        super().__init__(store, experiment, name, tags)
-        self._replay = threading.Thread(
-            target=sync, args=(store.outboxes,), name="mlflow-replay", daemon=True
-        )
-
     @classmethod
     def start(
         cls,
@@ -196,7 +190,7 @@ class RecipeRun(TrackedRun):
         if recipe_path.is_file():
             run.file(recipe_path)
         run.code(recipe_path.parent)
-        run._replay.start()
+        run._replay()
         return run
 
     def step_done(
@@ -211,9 +205,16 @@ class RecipeRun(TrackedRun):
         if cached:
             self.tag({f"toolkit.cached.{step}": "true"})
 
+    def _replay(self) -> threading.Thread:
+        """Deliver in the background what ended runs left behind."""
+        thread = threading.Thread(
+            target=sync, args=(self.store.outboxes,), name="mlflow-replay", daemon=True
+        )
+        thread.start()
+        return thread
+
     def _end(self, status: str) -> None:
-        if self._replay.is_alive():
-            self._replay.join(CLOSE_S)
+        self._replay().join(CLOSE_S)  # short steps end before MLflow is imported
         super()._end(status)
 
     def _abandon(self) -> None:
