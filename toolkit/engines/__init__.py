@@ -59,7 +59,8 @@ class Adapter:
             ) from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise EngineError(
-                f"{file} is not the configuration of a LoRA adapter: {error!r}", "train or export it again"
+                f"{file} is not the configuration of a LoRA adapter: {error!r}",
+                "train or export it again",
             ) from None
         return cls(name, path, max(ranks))
 

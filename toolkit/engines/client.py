@@ -53,17 +53,25 @@ class Client:
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UsageError(f"{self.url!r} is not the URL of an endpoint", "write it as http://127.0.0.1:8000")
+            raise UsageError(
+                f"{self.url!r} is not the URL of an endpoint", "write it as http://127.0.0.1:8000"
+            )
 
     @property
     def root(self) -> str:
         """The URL without ``/v1``."""
         return self.url.rstrip("/").removesuffix("/v1")
 
+    @property
+    def _opener(self) -> urllib.request.OpenerDirector:
+        """Loopback is reached directly, whatever proxy the environment names."""
+        local = urlsplit(self.url).hostname in ("127.0.0.1", "localhost", "::1")
+        return urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if local else []))
+
     def healthy(self) -> bool:
         """Whether ``/health`` answers 200 within two seconds."""
         try:
-            with urllib.request.urlopen(f"{self.root}/health", timeout=2) as answer:  # noqa: S310 - scheme checked above
+            with self._opener.open(f"{self.root}/health", timeout=2) as answer:
                 return bool(answer.status == 200)
         except (OSError, http.client.HTTPException):
             return False
@@ -106,7 +114,9 @@ class Client:
             with self._open("/v1/chat/completions", body) as answer:
                 yield from read_events(answer)
         except (OSError, http.client.HTTPException) as error:
-            raise EngineError(f"{self.root} broke off in the middle of an answer: {error!r}") from None
+            raise EngineError(
+                f"{self.root} broke off in the middle of an answer: {error!r}"
+            ) from None
 
     def _send(self, path: str, body: Mapping[str, Any] | None = None) -> bytes:
         with self._open(path, body) as answer:
@@ -120,9 +130,11 @@ class Client:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.root}{path}", data, headers)  # noqa: S310 - scheme checked above
         try:
-            answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=self.timeout_s)  # noqa: S310
+            answer: http.client.HTTPResponse = self._opener.open(request, timeout=self.timeout_s)
         except urllib.error.HTTPError as error:
-            raise EngineError(f"{self.root}{path} answered {error.code}: {_reason(error)}") from None
+            raise EngineError(
+                f"{self.root}{path} answered {error.code}: {_reason(error)}"
+            ) from None
         except (OSError, http.client.HTTPException) as error:
             raise EngineError(
                 f"{self.root} does not answer: {getattr(error, 'reason', error)}",
@@ -149,7 +161,9 @@ def read_events(lines: Any) -> Iterator[Delta]:
             raise EngineError(f"the engine broke off: {event['error']}")
         choices = event.get("choices") or [{}]
         yield Delta((choices[0].get("delta") or {}).get("content") or "", event.get("usage"))
-    raise EngineError("the stream ended without [DONE]: the engine was stopped or died", "look into its log")
+    raise EngineError(
+        "the stream ended without [DONE]: the engine was stopped or died", "look into its log"
+    )
 
 
 def _reason(error: urllib.error.HTTPError) -> str:

@@ -52,21 +52,22 @@ VLLM = (
         "serve.memory_fraction (GPU), or lower model.max_length",
     ),
     Failure(
-        r"To serve at least one request with the models's max seq len \((\d+)\), \(?([\d.]+ GiB) KV cache is needed, "
+        r"To serve at least one request with the models?'s max seq len \((\d+)\), \(?([\d.]+ GiB) KV cache is needed, "
         r"which is larger than the available KV cache memory \(([\d.]+ GiB)\)",
         "one sequence of {0} tokens needs a KV cache of {1}, and there are {2}: raise serve.kv_cache_gib (CPU) or "
         "serve.memory_fraction (GPU), or lower model.max_length",
     ),
     Failure(
         r"No available memory for the cache blocks",
-        "no memory is left for the KV cache: raise serve.memory_fraction, lower model.max_length, or quantize the model",
+        "no memory is left for the KV cache: raise serve.memory_fraction, lower model.max_length, "
+        "or quantize the model",
     ),
     Failure(
         r"User-specified max_model_len \((\d+)\) is greater than the derived max_model_len \([^\n]*?=(\d+)",
         "model.max_length is {0}, but the model was made for {1}: lower model.max_length",
     ),
     Failure(
-        r"Free memory on device [^\n]*?\(([\d.]+)/([\d.]+) GiB\) on startup is less than desired GPU memory utilization",
+        r"Free memory on device [^\n]*?\(([\d.]+)/([\d.]+) GiB\) on startup is less than desired GPU memory",
         "only {0} of {1} GiB of the GPU are free: end what else uses it (nvidia-smi), or lower serve.memory_fraction",
     ),
     Failure(
@@ -109,6 +110,10 @@ SGLANG = (
 
 COMMON = (
     Failure(
+        r"unrecognized arguments: ([^\n]+)|error: argument ([^\n]+)",
+        "the engine does not take these arguments: {0}; look at serve.extra_args",
+    ),
+    Failure(
         r"operator torchvision::nms does not exist",
         "the environment has a torchvision for another torch, and transformers imports it: "
         "rebuild it with `toolkit env sync`, or uninstall torchvision",
@@ -135,13 +140,15 @@ COMMON = (
         "this CPU lacks instructions that the engine was built with (AVX2 at least): use another machine",
     ),
     Failure(
-        r"Failed to infer device type|No CUDA GPUs are available|Found no NVIDIA driver|CUDA driver version is insufficient",
+        r"Failed to infer device type|No CUDA GPUs are available|Found no NVIDIA driver|"
+        r"CUDA driver version is insufficient",
         "the engine sees no GPU: check nvidia-smi, or use the engine's CPU environment (--profile with device: cpu)",
     ),
     Failure(
-        r"trust_remote_code=True|--trust-remote-code",
-        "the model brings its own code, which is never run unless model.trust_remote_code is set and the "
-        "revision is pinned",
+        r"contains custom code which must be executed|set the option `trust_remote_code=True`|"
+        r"Please pass the argument `trust_remote_code=True`",
+        "the model brings its own code, which is never run unasked: if you trust it, pin its revision and add "
+        "--trust-remote-code to serve.extra_args",
     ),
     Failure(
         r"safetensors_rust\.SafetensorError: ([^\n]+)|Error while deserializing header: ([^\n]+)",
@@ -150,10 +157,6 @@ COMMON = (
     Failure(
         r"No module named '([\w.]+)'",
         "the engine's environment lacks the module {0}: toolkit env sync",
-    ),
-    Failure(
-        r"unrecognized arguments: ([^\n]+)|error: argument ([^\n]+)",
-        "the engine does not take these arguments: {0}; look at serve.extra_args",
     ),
 )
 

@@ -1,4 +1,4 @@
-"""What ``toolkit serve`` does once its inputs are there: serve until told to stop, or leave a detached server behind."""
+"""What ``toolkit serve`` does once its inputs are there: serve until told to stop, or detach."""
 
 from __future__ import annotations
 
@@ -64,7 +64,10 @@ def serve_model(
         device=device,
     )
     log = private_folder(workspace.servers) / f"{name}.log"
-    with _sigterm_raises(), server.started(serve.engine, interpreter, deployment, log, on_phase) as running:
+    with (
+        _sigterm_raises(),
+        server.started(serve.engine, interpreter, deployment, log, on_phase) as running,
+    ):
         record = _record(name, serve.engine, deployment, running, detached=detach)
         records.write(workspace.servers, record)
         if detach:

@@ -1,16 +1,17 @@
 """The guard: a tiny process between the toolkit and an engine, so that nothing outlives what it was started for.
 
-``python -I -S guard.py OPTIONS -- ENGINE...``, in a session of its own; it imports the standard library only. The kernel
-gives it every orphan among its descendants (a child subreaper), so one walk of the process tree finds all of them,
-whatever sessions and groups they made. It ends them all when
+``python -I -S guard.py OPTIONS -- ENGINE...``, in a session of its own; it imports the standard
+library only. The kernel gives it every orphan among its descendants (a child subreaper), so one walk
+of the process tree finds all of them, whatever sessions and groups they made. It ends them all when
 
 - the toolkit dies: its end of the pipe on standard input closes (unless it wrote ``d`` first, for *detached*);
 - SIGTERM or SIGINT comes: the engine gets ``--grace`` seconds to finish running requests;
 - the engine's first process ends: what it started goes too.
 
-If the guard itself is killed, the kernel kills the engine's first process (``PR_SET_PDEATHSIG``); the rest is known by
-its session and by a mark in its environment, and :func:`toolkit.engines.orphans.reap` ends it by the record that the
-guard left in ``--records``. Exit code: the engine's, 128 + n for signal n.
+If the guard itself is killed, the kernel kills the engine's first process (``PR_SET_PDEATHSIG``);
+the rest is known by its session and by a mark in its environment, and
+:func:`toolkit.engines.orphans.reap` ends it by the record that the guard left in ``--records``.
+Exit code: the engine's, 128 + n for signal n.
 """
 
 from __future__ import annotations
@@ -29,10 +30,17 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
-HURRIED_S = 3.0  # what a process gets between SIGTERM and SIGKILL when nobody waits for its answer any more
+HURRIED_S = (
+    3.0  # what a process gets between SIGTERM and SIGKILL when nobody waits for its answer any more
+)
 MARK = "TOOLKIT_GUARD"
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def processes() -> list[int]:
+    """Ids of all processes that this one can see."""
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
 
 
 def stat_fields(pid: int) -> list[str]:
@@ -57,11 +65,11 @@ def mark() -> str:
 def descendants(root: int) -> set[int]:
     """Living processes below ``root``."""
     parents: dict[int, int] = {}
-    for entry in os.listdir("/proc"):
-        with contextlib.suppress(OSError, ValueError):
-            fields = stat_fields(int(entry))
+    for pid in processes():
+        with contextlib.suppress(OSError):
+            fields = stat_fields(pid)
             if fields[0] not in "ZX":
-                parents[int(entry)] = int(fields[1])
+                parents[pid] = int(fields[1])
     found = {root}
     while more := {pid for pid, parent in parents.items() if parent in found} - found:
         found |= more
@@ -117,7 +125,9 @@ class Guard:
     def run(self) -> int:
         """Watch until the engine has ended or must; leave nothing behind; return the exit code."""
         _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        self._record.write_text(json.dumps({"mark": mark(), "python": os.path.realpath(self._argv[0])}))
+        self._record.write_text(
+            json.dumps({"mark": mark(), "python": os.path.realpath(self._argv[0])})
+        )
         engine = subprocess.Popen(
             self._argv,
             stdin=subprocess.DEVNULL,
@@ -141,7 +151,9 @@ class Guard:
             reap_others(pid)
             if self._asked and not told:
                 told = True
-                send({pid}, signal.SIGTERM)  # the first process alone: it drains, then stops its own
+                send(
+                    {pid}, signal.SIGTERM
+                )  # the first process alone: it drains, then stops its own
             if self._asked and time.monotonic() - self._asked > self._grace_s:
                 return None
             if self._toolkit_is_gone():
@@ -181,8 +193,12 @@ def _die_with_parent(parent: int):  # type: ignore[no-untyped-def]  # noqa: ANN2
 def main() -> int:
     """Read the command line and guard."""
     parser = argparse.ArgumentParser(description="start a program and end it with its starter")
-    parser.add_argument("--grace", type=float, default=20.0, help="seconds between SIGTERM and SIGKILL")
-    parser.add_argument("--records", type=Path, required=True, help="existing folder for this guard's record")
+    parser.add_argument(
+        "--grace", type=float, default=20.0, help="seconds between SIGTERM and SIGKILL"
+    )
+    parser.add_argument(
+        "--records", type=Path, required=True, help="existing folder for this guard's record"
+    )
     parser.add_argument("argv", nargs="+")
     given = parser.parse_args()
     return Guard(given.argv, given.grace, given.records).run()

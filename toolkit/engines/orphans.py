@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.engines.guard import MARK, send, start_time, stat_fields
+from toolkit.engines.guard import MARK, processes, send, start_time, stat_fields
 from toolkit.workspace import cache_root, private_folder
 
 
@@ -56,7 +56,9 @@ class _Record:
             record = cls(**json.loads(file.read_text()))
         except (OSError, ValueError, TypeError):
             return None
-        return record if record.mark.startswith(f"{Path('/proc/self/ns/pid').readlink()} ") else None
+        return (
+            record if record.mark.startswith(f"{Path('/proc/self/ns/pid').readlink()} ") else None
+        )
 
     @property
     def guard(self) -> int:
@@ -68,16 +70,13 @@ class _Record:
 
     def processes(self) -> list[int]:
         """Living processes that belong to this record's engine."""
-        if start_time(self.guard) is not None:
-            session = None  # the id went to another process, so none of the session is left
-        else:
-            session = str(self.guard)
+        # If the guard's id went to another process, the kernel saw that none of its session is left.
+        session = str(self.guard) if start_time(self.guard) is None else None
         found = []
-        for entry in os.listdir("/proc"):
-            if entry.isdigit():
-                with contextlib.suppress(OSError):  # another user's, or gone
-                    if self._owns(Path("/proc", entry), session):
-                        found.append(int(entry))
+        for pid in processes():
+            with contextlib.suppress(OSError):  # another user's, or gone
+                if self._owns(Path("/proc", str(pid)), session):
+                    found.append(pid)
         return found
 
     def _owns(self, process: Path, session: str | None) -> bool:

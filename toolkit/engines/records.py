@@ -95,7 +95,8 @@ def pick(folder: Path, name: str | None) -> ServerRecord:
         raise UsageError(f"several servers run: {', '.join(running)}", "say which one")
     if name is not None and name not in running:
         raise UsageError(
-            f"no server named {name!r} runs{close_match(name, running)}", f"running: {', '.join(running)}"
+            f"no server named {name!r} runs{close_match(name, running)}",
+            f"running: {', '.join(running)}",
         )
     return running[name or next(iter(running))]
 

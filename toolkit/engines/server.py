@@ -15,7 +15,7 @@ from pathlib import Path
 from toolkit.engines import ENGINES, LOOPBACK, Deployment, Engine, guard, orphans, ports
 from toolkit.engines.client import Client
 from toolkit.engines.failures import last_lines
-from toolkit.errors import EngineError
+from toolkit.errors import EngineError, NotInstalledError
 from toolkit.recipe.serve import ServeSection
 from toolkit.stages import Interpreter
 
@@ -114,7 +114,9 @@ def running(
     Raises:
         EngineError: The engine did not start; the cause and the advice are in it.
     """
-    deployment = Deployment.read(model, adapters, serve, name=name, max_length=max_length, device=device)
+    deployment = Deployment.read(
+        model, adapters, serve, name=name, max_length=max_length, device=device
+    )
     with started(engine, interpreter, deployment, log, on_phase) as server:
         try:
             yield server
@@ -124,7 +126,11 @@ def running(
 
 @contextlib.contextmanager
 def started(
-    engine: str, interpreter: Interpreter, deployment: Deployment, log: Path, on_phase: OnPhase | None = None
+    engine: str,
+    interpreter: Interpreter,
+    deployment: Deployment,
+    log: Path,
+    on_phase: OnPhase | None = None,
 ) -> Iterator[Server]:
     """A healthy server, stopped only when the block raises: for a server that may be detached."""
     kind: Engine = ENGINES[engine]()
@@ -132,7 +138,9 @@ def started(
     with ports.held(deployment.serve.port) as port:
         process = _spawn(kind, interpreter, deployment, port, log)
         try:
-            yield _await_health(kind, deployment, process, port, log, on_phase or (lambda *_: None))
+            client, phases = Client(f"http://{LOOPBACK}:{port}"), PhaseReader(kind.phases, log)
+            _await_health(kind, deployment, process, client, phases, on_phase or (lambda *_: None))
+            yield _server(kind, deployment, process, client, phases)
         except BaseException:
             stop(process, hurry=True)
             raise
@@ -162,7 +170,9 @@ def _spawn(
 ) -> subprocess.Popen[bytes]:
     command = engine.command(interpreter.python, deployment, port)
     if not Path(command.argv[0]).exists():
-        raise EngineError(f"{engine.name} has no interpreter at {command.argv[0]}", "toolkit env sync")
+        raise NotInstalledError(
+            f"{engine.name} has no interpreter at {command.argv[0]}", "toolkit env sync"
+        )
     options = ["--grace", str(GRACE_S), "--records", str(orphans.records_folder())]
     with log.open("wb") as output:
         return subprocess.Popen(
@@ -175,40 +185,46 @@ def _spawn(
         )
 
 
-def _await_health(
+def _server(
     engine: Engine,
     deployment: Deployment,
     process: subprocess.Popen[bytes],
-    port: int,
-    log: Path,
-    on_phase: OnPhase,
+    client: Client,
+    phases: PhaseReader,
 ) -> Server:
-    client = Client(f"http://{LOOPBACK}:{port}")
-    timeout = deployment.serve.start_timeout_s
     names = [None, *(adapter.name for adapter in deployment.adapters)]
     models = {name or deployment.base_name: engine.model_id(deployment, name) for name in names}
-    phases = PhaseReader(engine.phases, log)
+    born = guard.start_time(process.pid)
+    if born is None:
+        raise _died(engine, phases.log, process.wait(), "ended as soon as it was healthy")
+    return Server(
+        client.root, models, phases.seconds(), process.pid, born, phases.log, process, engine
+    )
+
+
+def _await_health(  # noqa: PLR0917 - all of them are different things
+    engine: Engine,
+    deployment: Deployment,
+    process: subprocess.Popen[bytes],
+    client: Client,
+    phases: PhaseReader,
+    on_phase: OnPhase,
+) -> None:
+    """Return when the engine is healthy and ours."""
+    timeout = deployment.serve.start_timeout_s
     while not client.healthy():
         phases.update()
         on_phase(phases.current, phases.total)
         if (code := process.poll()) is not None:
-            raise _died(engine, log, code, f"ended during start-up ({phases.current})")
+            raise _died(engine, phases.log, code, f"ended during start-up ({phases.current})")
         if phases.total > timeout:
-            raise _too_slow(engine, log, timeout, phases.current)
+            raise _too_slow(engine, phases.log, timeout, phases.current)
         time.sleep(POLL_S)
     phases.update()
-    _is_ours(client, deployment)
-    born = guard.start_time(process.pid)
-    if born is None:
-        raise _died(engine, log, process.wait(), "ended as soon as it was healthy")
-    return Server(client.root, models, phases.seconds(), process.pid, born, log, process, engine)
-
-
-def _is_ours(client: Client, deployment: Deployment) -> None:
     names = client.models()
     if deployment.base_name not in names:
         raise EngineError(
-            f"{client.root} serves {', '.join(names)}, not {deployment.base_name}: another server answers on this port",
+            f"{client.root} serves {', '.join(names)}, not {deployment.base_name}: another server answers there",
             "choose another port with --set serve.port=N",
         )
 
@@ -223,7 +239,7 @@ class PhaseReader:
 
     def __init__(self, table: tuple[tuple[str, str], ...], log: Path) -> None:
         self._table = table
-        self._log = log
+        self.log = log
         self._read = 0
         self._rest = b""
         self._start = time.monotonic()
@@ -241,7 +257,7 @@ class PhaseReader:
 
     def update(self) -> None:
         """Read what the engine has printed since."""
-        with self._log.open("rb") as file:
+        with self.log.open("rb") as file:
             file.seek(self._read)
             new = file.read()
         self._read += len(new)
@@ -264,7 +280,9 @@ def _died(engine: Engine, log: Path, code: int, how: str) -> EngineError:
     text = log.read_text(errors="replace")
     reason = engine.explain(text)
     shown = f"\n{last_lines(text)}" if reason is None else f": {reason}"
-    return EngineError(f"{engine.name} {how} with exit code {code}{shown}", f"the whole log is {log}")
+    return EngineError(
+        f"{engine.name} {how} with exit code {code}{shown}", f"the whole log is {log}"
+    )
 
 
 def _too_slow(engine: Engine, log: Path, timeout: int, phase: str) -> EngineError:

@@ -1,4 +1,4 @@
-"""SGLang: ``python -m sglang.launch_server``, 0.5.17 and newer. On a CPU it needs a build of its kernels that few have."""
+"""SGLang: ``python -m sglang.launch_server``, 0.5.17 and newer; on a CPU it needs kernels that few have."""
 
 from __future__ import annotations
 
@@ -60,7 +60,13 @@ def _device(deployment: Deployment) -> list[str]:
     if deployment.device == "cpu":
         lora = ["--lora-backend", "torch_native"] if deployment.adapters else []
         return [
-            *("--device", "cpu", "--attention-backend", "torch_native", "--disable-overlap-schedule"),
+            *(
+                "--device",
+                "cpu",
+                "--attention-backend",
+                "torch_native",
+                "--disable-overlap-schedule",
+            ),
             *("--max-total-tokens", str(CPU_TOKENS), *lora),
         ]
     eager = ["--disable-cuda-graph"] if deployment.eager else []
@@ -71,7 +77,13 @@ def _adapters(deployment: Deployment) -> list[str]:
     if not deployment.adapters:
         return []
     return [
-        *("--enable-lora", "--max-lora-rank", str(deployment.max_rank), "--lora-target-modules", "all"),
+        *(
+            "--enable-lora",
+            "--max-lora-rank",
+            str(deployment.max_rank),
+            "--lora-target-modules",
+            "all",
+        ),
         # A request for the bare base takes a place in the batch too.
         *("--max-loras-per-batch", str(len(deployment.adapters) + 1)),
         "--lora-paths",

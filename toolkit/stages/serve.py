@@ -90,7 +90,11 @@ class Serve:
         metrics = summary(own) | {"start_seconds": server.start_seconds, "answers": len(answers)}
         return StageResult(
             metrics=metrics,
-            facts={"models": list(server.models), "engine": config.serve.engine, "phases": dict(server.phases)},
+            facts={
+                "models": list(server.models),
+                "engine": config.serve.engine,
+                "phases": dict(server.phases),
+            },
         )
 
 
@@ -102,7 +106,10 @@ def questions(config: ServeConfig, ctx: StageContext) -> list[Question]:
     """
     if config.serve.questions:
         system = ({"role": "system", "content": config.system},) if config.system else ()
-        return [Question((*system, {"role": "user", "content": text})) for text in config.serve.questions]
+        return [
+            Question((*system, {"role": "user", "content": text}))
+            for text in config.serve.questions
+        ]
     found = held_out(ctx) if "dataset" in ctx.inputs else []
     if not found:
         raise EngineError(
@@ -116,9 +123,17 @@ def held_out(ctx: StageContext) -> list[Question]:
     """The first conversations of the held-out split that end with an assistant's turn."""
     with (ctx.inputs["dataset"].path / "heldout.jsonl").open() as lines:
         rows = (json.loads(line) for line in lines)
-        chats = (row for row in rows if len(row.get("messages", ())) > 1 and row["messages"][-1]["role"] == "assistant")
+        chats = (
+            row
+            for row in rows
+            if len(row.get("messages", ())) > 1 and row["messages"][-1]["role"] == "assistant"
+        )
         return [
-            Question(tuple(row["messages"][:-1]), row["messages"][-1].get("content"), tuple(row.get("tools") or ()))
+            Question(
+                tuple(row["messages"][:-1]),
+                row["messages"][-1].get("content"),
+                tuple(row.get("tools") or ()),
+            )
             for row in islice(chats, ROWS_ASKED)
         ]
 
@@ -127,7 +142,7 @@ def ask_all(
     server: Server, asked: Sequence[Question], max_length: int, ctx: StageContext
 ) -> list[dict[str, Any]]:
     """Ask every model every question, greedily; one record each."""
-    answers = []
+    answers: list[dict[str, Any]] = []
     total = len(server.models) * len(asked)
     for model, model_id in server.models.items():
         for question in asked:
@@ -147,7 +162,9 @@ def ask_all(
                     "question": question.text,
                     "answer": reply.text,
                     "expected": question.expected,
-                    "exact_match": None if question.expected is None else reply.text.strip() == question.expected.strip(),
+                    "exact_match": None
+                    if question.expected is None
+                    else reply.text.strip() == question.expected.strip(),
                     "finish_reason": reply.finish_reason,
                     "prompt_tokens": reply.prompt_tokens,
                     "completion_tokens": reply.completion_tokens,
