@@ -33,12 +33,20 @@ VLLM = (
         "vLLM does not load DoRA adapters: serve the merged model (serve.models: [merged]), or train without DoRA",
     ),
     Failure(
-        r"vLLM only supports modules_to_save being None",
+        r"vLLM only supports modules_to_save being (?:either )?None",
         "the adapter holds whole modules (modules_to_save), which vLLM does not load: serve the merged model",
     ),
     Failure(
-        r"(Adapter bias (?:cannot be used|is not supported)[^\n]*|Adapter bias is not supported)",
+        r"Adapter bias (?:cannot be used|is not supported)|vLLM does not support LoRA bias",
         "the adapter trains biases, which vLLM does not load: serve the merged model",
+    ),
+    Failure(
+        r"vLLM does not support init_lora_weights=('\w+')",
+        "the adapter was initialised by {0}, which changed the base: serve the merged model",
+    ),
+    Failure(
+        r"vLLM does not support (Activated LoRA|layer_replication|block-diagonal LoRA|QALoRA)",
+        "vLLM does not load adapters with {0}: serve the merged model",
     ),
     Failure(
         r"(?:ValueError|RuntimeError): Call to add_lora method failed|Failed to load LoRA adapter|"
