@@ -19,7 +19,8 @@ if behaviour == "puzzles":
     sys.exit(3)
 if behaviour == "hangs":
     time.sleep(300)
-child = subprocess.Popen([sys.executable, "-c", "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(300)"])
+stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(300)"
+child = subprocess.Popen([sys.executable, "-c", stubborn])
 print("child", child.pid, flush=True)
 print("Starting to load model", flush=True)
 time.sleep(0.6)

@@ -37,7 +37,11 @@ class Stream(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def event(self, value):
-        data = b"data: " + (value if isinstance(value, bytes) else json.dumps(value).encode()) + b"\n\n"
+        data = (
+            b"data: "
+            + (value if isinstance(value, bytes) else json.dumps(value).encode())
+            + b"\n\n"
+        )
         self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
         self.wfile.flush()
 
@@ -148,7 +152,9 @@ def test_the_command_writes_what_it_measured(tmp_path):
         assert {request["max_tokens"] for request in server.asked} == {9}
         assert {request["model"] for request in server.asked} == {"m-base"}
         assert all(request["ignore_eos"] and request["stream"] for request in server.asked)
-        assert len({request["messages"][0]["content"] for request in server.asked}) == 4, "no two prompts are alike"
+        assert len({request["messages"][0]["content"] for request in server.asked}) == 4, (
+            "no two prompts are alike"
+        )
     saved = json.loads((tmp_path / "bench.json").read_text())
     assert [level["concurrency"] for level in saved["levels"]] == [1, 2]
     assert saved["levels"][1]["completion_tokens"] == 2 * TOKENS
@@ -157,9 +163,19 @@ def test_the_command_writes_what_it_measured(tmp_path):
 
 def test_the_command_fails_when_a_request_failed(tmp_path):
     rows = tmp_path / "rows.jsonl"
-    rows.write_text('{"messages": [{"role": "user", "content": "refuse"}, {"role": "assistant", "content": "x"}]}\n')
+    rows.write_text(json.dumps({"messages": ask("refuse")}) + "\n")
     with endpoint() as (_, url):
-        result = run("--url", url, "--concurrency", "1", "--requests", "2", "--rows", str(rows), "--stop-early")
+        result = run(
+            "--url",
+            url,
+            "--concurrency",
+            "1",
+            "--requests",
+            "2",
+            "--rows",
+            str(rows),
+            "--stop-early",
+        )
     assert isinstance(result.exception, EngineError)
     assert "2 requests failed" in result.exception.message
 
@@ -179,7 +195,7 @@ def test_concurrency_is_a_list_of_numbers(levels):
 
 def test_rows_ask_everything_before_the_last_answer(tmp_path):
     file = tmp_path / "rows.jsonl"
-    turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
+    turns = [{"role": role, "content": role} for role in ("system", "user", "assistant")]
     file.write_text(json.dumps({"messages": turns}) + "\n")
     assert prompts.from_rows(file, 3) == [turns[:2]] * 3
     file.write_text('{"text": "t"}\n')

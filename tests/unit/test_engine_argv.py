@@ -25,11 +25,17 @@ def deployment(serve=None, **changes):
 
 CASES = {
     "cpu-base": deployment(device="cpu"),
-    "cpu-adapter": deployment(device="cpu", adapters=ONE, serve={"kv_cache_gib": 0.5, "max_concurrent": 8}),
+    "cpu-adapter": deployment(
+        device="cpu", adapters=ONE, serve={"kv_cache_gib": 0.5, "max_concurrent": 8}
+    ),
     "cuda-base": deployment(),
     "cuda-two-adapters": deployment(adapters=TWO, serve={"dtype": "bf16", "eager": True}),
-    "cuda-quantized": deployment(model=Path("/models/gptq"), chat_template=None, name="tickets-gptq"),
-    "cuda-large": deployment(serve={"tensor_parallel": 4, "memory_fraction": 0.8, "extra_args": ["--seed", "7"]}),
+    "cuda-quantized": deployment(
+        model=Path("/models/gptq"), chat_template=None, name="tickets-gptq"
+    ),
+    "cuda-large": deployment(
+        serve={"tensor_parallel": 4, "memory_fraction": 0.8, "extra_args": ["--seed", "7"]}
+    ),
 }
 
 
@@ -65,13 +71,18 @@ def test_model_ids_are_what_each_engine_wants():
     assert ENGINES["sglang"]().model_id(with_adapter, None) == "tickets-base"
 
 
-@pytest.mark.parametrize(("rank", "allowed"), [(1, 1), (2, 8), (16, 16), (17, 32), (257, 320), (512, 512), (600, 600)])
+@pytest.mark.parametrize(
+    ("rank", "allowed"), [(1, 1), (2, 8), (16, 16), (17, 32), (257, 320), (512, 512), (600, 600)]
+)
 def test_vllm_gets_the_smallest_rank_that_holds_the_adapters(rank, allowed):
     assert allowed_rank(rank) == allowed
 
 
 def test_a_variable_set_to_none_is_removed():
-    assert Command(("x",), {"A": None, "B": "2"}).environ({"A": "1", "C": "3"}) == {"B": "2", "C": "3"}
+    assert Command(("x",), {"A": None, "B": "2"}).environ({"A": "1", "C": "3"}) == {
+        "B": "2",
+        "C": "3",
+    }
 
 
 def read(tmp_path, adapters=None, **serve):
@@ -113,7 +124,7 @@ def test_a_folder_that_is_no_lora_adapter_is_refused(tmp_path, text):
 
 
 def test_a_missing_adapter_is_named(tmp_path):
-    with pytest.raises(EngineError, match="no adapter_config.json there"):
+    with pytest.raises(EngineError, match=r"no adapter_config\.json there"):
         read(tmp_path, {"a": tmp_path / "nowhere"})
 
 

@@ -3,6 +3,7 @@
 REAL: printed by vLLM 0.32.0 on a CPU when it was provoked. SOURCE: the message as its source has it.
 """
 
+# ruff: noqa: E501 - log lines are as they are
 import pytest
 
 from toolkit.engines import ENGINES
@@ -62,9 +63,18 @@ def test_vllm_failures_are_explained(log, advice):
 @pytest.mark.parametrize(
     ("log", "advice"),
     [
-        ("ValueError: 'qwen3_asr' is already used by a Transformers config, pick another name.", "too old for the transformers"),
-        ("RuntimeError: Not enough memory. Please try to increase --mem-fraction-static.", "the model does not fit"),
-        ("RuntimeError: Could not find nvcc and default cuda_home='/usr/local/cuda' doesn't exist", "set CUDA_HOME"),
+        (
+            "ValueError: 'qwen3_asr' is already used by a Transformers config, pick another name.",
+            "too old for the transformers",
+        ),
+        (
+            "RuntimeError: Not enough memory. Please try to increase --mem-fraction-static.",
+            "the model does not fit",
+        ),
+        (
+            "RuntimeError: Could not find nvcc and default cuda_home='/usr/local/cuda' doesn't exist",
+            "set CUDA_HOME",
+        ),
         ("torch.OutOfMemoryError: CUDA out of memory.", "the GPU's memory is used up"),
     ],
 )

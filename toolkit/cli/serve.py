@@ -63,14 +63,15 @@ def serve(recipe: Path | None, workspace: Path | None, as_json: bool, **options:
     from toolkit.errors import UsageError
     from toolkit.workspace import Workspace
 
-    subject, stop, status, name = (
-        options.pop(key) for key in ("subject", "stop", "status", "name")
-    )
-    if stop or status:
-        if recipe is not None or (stop and status):
+    subject, stop, status = (options.pop(key) for key in ("subject", "stop", "status"))
+    if stop is not None or status:
+        if recipe is not None or (stop is not None and status):
             raise UsageError("--stop and --status stand alone", "toolkit serve --stop NAME")
         place = Workspace.locate(workspace)
-        (_stop(place, name, as_json) if stop else _status(place, as_json))
+        if status:
+            _status(place, as_json)
+        else:
+            _stop(place, stop or None, as_json)
         return
     if recipe is None:
         raise UsageError("RECIPE is missing", "toolkit serve RECIPE, or: toolkit serve --status")

@@ -93,8 +93,9 @@ def _serve_until_told(running: server.Server, record: ServerRecord, folder: Path
         # `toolkit serve --stop` ends the guard with the engine's own good-bye, which is code 0.
         running.check_ended()
     except (KeyboardInterrupt, _StopRequestedError):
-        server.stop(running.process)
+        pass  # the way to end a foreground server
     finally:
+        server.stop(running.process)
         records.remove(folder, record.name)
 
 

@@ -80,7 +80,7 @@ class Server:
         """Let the server outlive this process."""
         assert self.process.stdin is not None  # noqa: S101 - made by start()
         self.process.stdin.write(b"d")
-        self.process.stdin.flush()
+        self.process.stdin.close()
 
 
 @contextlib.contextmanager
