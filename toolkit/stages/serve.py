@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, ClassVar
 
+from toolkit.engines.client import Message
+from toolkit.engines.foreground import adapter_paths
+from toolkit.engines.server import Server, running
+from toolkit.errors import EngineError
 from toolkit.recipe.base import Section
 from toolkit.recipe.serve import ServeSection
 from toolkit.stages import Kind, StageContext, StageResult
+
+ROWS_ASKED = 2
+"""Held-out rows that stand in for questions."""
+ANSWER_TOKENS = 128
 
 
 class ServeConfig(Section):
@@ -17,13 +29,30 @@ class ServeConfig(Section):
     serve: ServeSection
     max_length: int
     system: str | None = None
-    """System prompt for questions that bring none."""
+    """System prompt of the plain questions; held-out rows bring their own."""
     digests: dict[str, str] = {}
     """Digest of every adapter folder of ``serve.adapters``."""
 
 
+@dataclass(frozen=True)
+class Question:
+    """What is asked, and what the dataset says the answer is."""
+
+    messages: tuple[Message, ...]
+    expected: str | None = None
+    tools: tuple[Any, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The user's last words."""
+        return str(self.messages[-1]["content"])
+
+
 class Serve:
-    """Inputs ``model`` and perhaps ``adapter``, ``dataset``. Writes ``answers.json, engine.log, startup.json``."""
+    """Inputs ``model`` and perhaps ``adapter``, ``dataset``. Writes ``answers.json``, ``engine.log``, ``startup.json``.
+
+    The port is always a free one: this server is for the proof alone, and a busy ``serve.port`` must not stop a run.
+    """
 
     name: ClassVar[str] = "serve"
     produces: ClassVar[Kind] = Kind.report
@@ -31,5 +60,143 @@ class Serve:
     environment: ClassVar[str] = "core"
 
     def run(self, config: ServeConfig, ctx: StageContext) -> StageResult:
-        """Start, wait until healthy, ask every question over the OpenAI API, stop."""
-        raise NotImplementedError
+        """Start, wait until healthy, ask every question over the OpenAI API, stop.
+
+        Raises:
+            EngineError: The engine did not start, or an answer was empty.
+        """
+        asked = questions(config, ctx)
+        adapters = adapter_paths(ctx.inputs, config.serve, config.name, ctx.recipe_dir)
+        timeout = config.serve.start_timeout_s
+        with running(
+            config.serve.engine,
+            ctx.interpreters[config.serve.engine],
+            ctx.inputs["model"].path,
+            adapters,
+            config.serve.model_copy(update={"port": 0}),
+            name=config.name,
+            max_length=config.max_length,
+            device=ctx.device,
+            log=ctx.output / "engine.log",
+            on_phase=lambda phase, seconds: ctx.progress(seconds, timeout, "s", phase=phase),
+        ) as server:
+            startup = {"seconds": round(server.start_seconds, 2), "phases": dict(server.phases)}
+            (ctx.output / "startup.json").write_text(json.dumps(startup, indent=2))
+            ctx.note(f"{config.serve.engine} is healthy after {server.start_seconds:.0f} s")
+            answers = ask_all(server, asked, config.max_length, ctx)
+        (ctx.output / "answers.json").write_text(json.dumps(answers, indent=2, ensure_ascii=False))
+        own = answers_of(answers, config.name)
+        refuse_empty(own)
+        metrics = summary(own) | {"start_seconds": server.start_seconds, "answers": len(answers)}
+        return StageResult(
+            metrics=metrics,
+            facts={
+                "models": list(server.models),
+                "engine": config.serve.engine,
+                "phases": dict(server.phases),
+            },
+        )
+
+
+def questions(config: ServeConfig, ctx: StageContext) -> list[Question]:
+    """The recipe's questions, or the first held-out rows.
+
+    Raises:
+        EngineError: There is neither.
+    """
+    if config.serve.questions:
+        system = ({"role": "system", "content": config.system},) if config.system else ()
+        return [
+            Question((*system, {"role": "user", "content": text}))
+            for text in config.serve.questions
+        ]
+    found = held_out(ctx) if "dataset" in ctx.inputs else []
+    if not found:
+        raise EngineError(
+            "there is nothing to ask the served model: no question and no held-out conversation",
+            "set serve.questions in the recipe",
+        )
+    return found
+
+
+def held_out(ctx: StageContext) -> list[Question]:
+    """The first conversations of the held-out split that end with an assistant's turn."""
+    with (ctx.inputs["dataset"].path / "heldout.jsonl").open() as lines:
+        rows = (json.loads(line) for line in lines)
+        chats = (
+            row
+            for row in rows
+            if len(row.get("messages", ())) > 1 and row["messages"][-1]["role"] == "assistant"
+        )
+        return [
+            Question(
+                tuple(row["messages"][:-1]),
+                row["messages"][-1].get("content"),
+                tuple(row.get("tools") or ()),
+            )
+            for row in islice(chats, ROWS_ASKED)
+        ]
+
+
+def ask_all(
+    server: Server, asked: Sequence[Question], max_length: int, ctx: StageContext
+) -> list[dict[str, Any]]:
+    """Ask every model every question, greedily; one record each."""
+    answers: list[dict[str, Any]] = []
+    total = len(server.models) * len(asked)
+    for model, model_id in server.models.items():
+        for question in asked:
+            ctx.progress(len(answers), total, "answers", model=model)
+            options: dict[str, Any] = {"tools": list(question.tools)} if question.tools else {}
+            server.check()
+            reply = server.client.chat(
+                model_id,
+                question.messages,
+                temperature=0,
+                max_tokens=min(ANSWER_TOKENS, max_length // 2),
+                **options,
+            )
+            answers.append(
+                {
+                    "model": model,
+                    "question": question.text,
+                    "answer": reply.text,
+                    "expected": question.expected,
+                    "exact_match": None
+                    if question.expected is None
+                    else reply.text.strip() == question.expected.strip(),
+                    "finish_reason": reply.finish_reason,
+                    "prompt_tokens": reply.prompt_tokens,
+                    "completion_tokens": reply.completion_tokens,
+                    "seconds": round(reply.seconds, 3),
+                    "tokens_per_second": round(reply.completion_tokens / reply.seconds, 2),
+                }
+            )
+    ctx.progress(total, total, "answers")
+    return answers
+
+
+def refuse_empty(answers: Sequence[dict[str, Any]]) -> None:
+    """Raise :class:`EngineError` when an answer has no text: a model that says nothing is not served."""
+    silent = [answer for answer in answers if not answer["answer"].strip()]
+    if silent:
+        first = silent[0]
+        raise EngineError(
+            f"{len(silent)} of {len(answers)} answers are empty; {first['model']!r} said nothing to "
+            f"{first['question']!r} (it stopped by {first['finish_reason']!r})",
+            "compare the chat template of the served folder with that of training, and look at `toolkit evaluate`",
+        )
+
+
+def summary(answers: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Speed over all answers and, where the dataset knows the answer, exact match."""
+    seconds = sum(answer["seconds"] for answer in answers)
+    metrics = {"tokens_per_second": sum(a["completion_tokens"] for a in answers) / seconds}
+    scored = [answer["exact_match"] for answer in answers if answer["exact_match"] is not None]
+    return metrics | ({"exact_match": sum(scored) / len(scored)} if scored else {})
+
+
+def answers_of(answers: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """Answers of the subject: not those of the base that is asked beside its adapters for contrast."""
+    beside = f"{name}-base"
+    return [a for a in answers if a["model"] != beside] or list(answers)

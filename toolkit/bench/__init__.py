@@ -1,0 +1,1 @@
+"""Measure an OpenAI endpoint under concurrent load."""

@@ -1,0 +1,295 @@
+"""Start an engine under its guard, wait until it is healthy, stop it: the only way that the toolkit runs an engine."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from toolkit.engines import ENGINES, LOOPBACK, Deployment, Engine, guard, orphans, ports
+from toolkit.engines.client import Client
+from toolkit.engines.failures import last_lines
+from toolkit.errors import EngineError, NotInstalledError
+from toolkit.recipe.serve import ServeSection
+from toolkit.stages import Interpreter
+
+OnPhase = Callable[[str, float], None]
+"""Called twice a second while an engine starts, with the phase and the seconds since the start."""
+
+FIRST_PHASE = "importing"
+POLL_S = 0.5
+STOPPED = (0, 128 + signal.SIGTERM, 128 + signal.SIGINT)
+"""Exit codes of a guard whose engine was told to stop."""
+GRACE_S = 20.0
+"""What running requests get when a server is stopped."""
+
+
+@dataclass
+class Server:
+    """A healthy engine.
+
+    Attributes:
+        url: Base URL without ``/v1``.
+        models: Name -> what a request writes as ``model``; the base first, then adapters.
+        phases: Seconds spent in each phase of start-up, in order.
+        pid: The guard, which ends with the engine; SIGTERM to it stops everything.
+        started: Start time of the guard in clock ticks since boot: with ``pid`` it names the process for good.
+    """
+
+    url: str
+    models: Mapping[str, str]
+    phases: Mapping[str, float]
+    pid: int
+    started: int
+    log: Path
+    process: subprocess.Popen[bytes] = field(repr=False)
+    engine: Engine = field(repr=False)
+
+    @property
+    def client(self) -> Client:
+        """Talks to this server."""
+        return Client(self.url)
+
+    @property
+    def start_seconds(self) -> float:
+        """From the first process to healthy."""
+        return sum(self.phases.values())
+
+    def check(self) -> None:
+        """Raise :class:`EngineError` with the cause when the engine has ended."""
+        code = self.process.poll()
+        if code is not None:
+            raise _died(self.engine, self.log, code, "ended while it served")
+
+    def check_ended(self) -> None:
+        """Raise :class:`EngineError` with the cause unless the engine ended because it was told to."""
+        if self.process.poll() not in STOPPED:
+            self.check()
+
+    def wait(self) -> int:
+        """Wait until the engine ends; return its exit code."""
+        return self.process.wait()
+
+    def detach(self) -> None:
+        """Let the server outlive this process."""
+        assert self.process.stdin is not None  # noqa: S101 - made by start()
+        self.process.stdin.write(b"d")
+        self.process.stdin.close()
+
+
+@contextlib.contextmanager
+def running(
+    engine: str,
+    interpreter: Interpreter,
+    model: Path,
+    adapters: Mapping[str, Path],
+    serve: ServeSection,
+    *,
+    name: str,
+    max_length: int,
+    device: str,
+    log: Path,
+    on_phase: OnPhase | None = None,
+) -> Iterator[Server]:
+    """A healthy server for as long as the block runs; nothing of it is left afterwards, however the block ends.
+
+    Args:
+        engine: ``vllm`` or ``sglang``.
+        interpreter: The Python of the engine's environment.
+        model: Folder of the base or of a complete model.
+        adapters: Model name -> PEFT adapter folder, loaded beside it.
+        serve: Port, timeouts, memory.
+        name: What clients ask for; the base under an adapter is ``NAME-base``.
+        max_length: Longest context in tokens.
+        device: ``cpu`` or ``cuda``.
+        log: File for everything the engine prints; its folder exists.
+        on_phase: Told what start-up is doing.
+
+    Raises:
+        EngineError: The engine did not start; the cause and the advice are in it.
+    """
+    deployment = Deployment.read(
+        model, adapters, serve, name=name, max_length=max_length, device=device
+    )
+    with started(engine, interpreter, deployment, log, on_phase) as server:
+        try:
+            yield server
+        finally:
+            stop(server.process)
+
+
+@contextlib.contextmanager
+def started(
+    engine: str,
+    interpreter: Interpreter,
+    deployment: Deployment,
+    log: Path,
+    on_phase: OnPhase | None = None,
+) -> Iterator[Server]:
+    """A healthy server, stopped only when the block raises: for a server that may be detached."""
+    kind: Engine = ENGINES[engine]()
+    orphans.reap()
+    with ports.held(deployment.serve.port) as port:
+        process = _spawn(kind, interpreter, deployment, port, log)
+        try:
+            client, phases = Client(f"http://{LOOPBACK}:{port}"), PhaseReader(kind.phases, log)
+            _await_health(kind, deployment, process, client, phases, on_phase or (lambda *_: None))
+            yield _server(kind, deployment, process, client, phases)
+        except BaseException:
+            stop(process, hurry=True)
+            raise
+
+
+def stop(process: subprocess.Popen[bytes], *, hurry: bool = False) -> None:
+    """End a guard and everything below it. ``hurry`` leaves running requests no time."""
+    try:
+        if not hurry and process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            process.wait(GRACE_S + guard.HURRIED_S + 5)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        pass  # asked twice: the closed pipe below does not wait for requests
+    finally:
+        if process.stdin:
+            process.stdin.close()
+        try:
+            process.wait(guard.HURRIED_S + 10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        orphans.reap()
+
+
+def _spawn(
+    engine: Engine, interpreter: Interpreter, deployment: Deployment, port: int, log: Path
+) -> subprocess.Popen[bytes]:
+    command = engine.command(interpreter.python, deployment, port)
+    if not Path(command.argv[0]).exists():
+        raise NotInstalledError(
+            f"{engine.name} has no interpreter at {command.argv[0]}", "toolkit env sync"
+        )
+    options = ["--grace", str(GRACE_S), "--records", str(orphans.records_folder())]
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", guard.__file__, *options, "--", *command.argv],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=command.environ(interpreter.environ()),
+            start_new_session=True,
+        )
+
+
+def _server(
+    engine: Engine,
+    deployment: Deployment,
+    process: subprocess.Popen[bytes],
+    client: Client,
+    phases: PhaseReader,
+) -> Server:
+    names = [None, *(adapter.name for adapter in deployment.adapters)]
+    models = {name or deployment.base_name: engine.model_id(deployment, name) for name in names}
+    born = guard.start_time(process.pid)
+    if born is None:
+        raise _died(engine, phases.log, process.wait(), "ended as soon as it was healthy")
+    return Server(
+        client.root, models, phases.seconds(), process.pid, born, phases.log, process, engine
+    )
+
+
+def _await_health(  # noqa: PLR0917 - all of them are different things
+    engine: Engine,
+    deployment: Deployment,
+    process: subprocess.Popen[bytes],
+    client: Client,
+    phases: PhaseReader,
+    on_phase: OnPhase,
+) -> None:
+    """Return when the engine is healthy and ours."""
+    timeout = deployment.serve.start_timeout_s
+    while not client.healthy():
+        phases.update()
+        on_phase(phases.current, phases.total)
+        if (code := process.poll()) is not None:
+            raise _died(engine, phases.log, code, f"ended during start-up ({phases.current})")
+        if phases.total > timeout:
+            raise _too_slow(engine, phases.log, timeout, phases.current)
+        time.sleep(POLL_S)
+    phases.update()
+    names = client.models()
+    if deployment.base_name not in names:
+        raise EngineError(
+            f"{client.root} serves {', '.join(names)}, not {deployment.base_name}: another server answers there",
+            "choose another port with --set serve.port=N",
+        )
+
+
+class PhaseReader:
+    """Follows an engine's log and knows which phase of start-up it is in.
+
+    Args:
+        table: (phase, text that begins it), in the order in which they come.
+        log: The growing file.
+    """
+
+    def __init__(self, table: tuple[tuple[str, str], ...], log: Path) -> None:
+        self._table = table
+        self.log = log
+        self._read = 0
+        self._rest = b""
+        self._start = time.monotonic()
+        self._began = collections.OrderedDict({FIRST_PHASE: 0.0})
+
+    @property
+    def current(self) -> str:
+        """The phase that began last."""
+        return next(reversed(self._began))
+
+    @property
+    def total(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._start
+
+    def update(self) -> None:
+        """Read what the engine has printed since."""
+        with self.log.open("rb") as file:
+            file.seek(self._read)
+            new = file.read()
+        self._read += len(new)
+        *lines, self._rest = (self._rest + new).split(b"\n")
+        for line in lines:
+            for phase, text in self._table:
+                if phase not in self._began and text.encode() in line:
+                    self._began[phase] = self.total
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds spent in each phase that was seen, up to now."""
+        begins = [*self._began.values(), self.total]
+        return {
+            phase: round(after - before, 2)
+            for phase, before, after in zip(self._began, begins, begins[1:], strict=False)
+        }
+
+
+def _died(engine: Engine, log: Path, code: int, how: str) -> EngineError:
+    text = log.read_text(errors="replace")
+    reason = engine.explain(text)
+    shown = f"\n{last_lines(text)}" if reason is None else f": {reason}"
+    return EngineError(
+        f"{engine.name} {how} with exit code {code}{shown}", f"the whole log is {log}"
+    )
+
+
+def _too_slow(engine: Engine, log: Path, timeout: int, phase: str) -> EngineError:
+    text = log.read_text(errors="replace")
+    reason = engine.explain(text)
+    shown = f"\n{last_lines(text)}" if reason is None else f": {reason}"
+    return EngineError(
+        f"{engine.name} was not healthy after {timeout} s (phase: {phase}){shown}",
+        f"raise serve.start_timeout_s if the machine is slow; the whole log is {log}",
+    )

@@ -1,0 +1,96 @@
+"""SGLang: ``python -m sglang.launch_server``, 0.5.17 and newer; on a CPU it needs kernels that few have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from toolkit.engines import LOOPBACK, Command, Deployment
+from toolkit.engines.failures import COMMON, SGLANG, first_match
+
+DTYPES = {"auto": "auto", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+CPU_TOKENS = 8192
+"""KV cache on a CPU, tokens: SGLang cannot be told in bytes."""
+
+
+class Sglang:
+    """See :class:`toolkit.engines.Engine`."""
+
+    name: ClassVar[str] = "sglang"
+    phases: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("configuring", "server_args="),
+        ("starting engine", "Init torch distributed begin"),
+        ("loading weights", "Load weight begin"),
+        ("allocating KV cache", "KV Cache is allocated"),
+        ("capturing graphs", "Capture cuda graph begin"),
+        ("warming up", "Uvicorn running on"),
+    )
+
+    def command(self, python: Path, deployment: Deployment, port: int) -> Command:
+        """The argument list; as with vLLM a quantized checkpoint names its own method."""
+        serve = deployment.serve
+        argv = [
+            *(str(python), "-m", "sglang.launch_server"),
+            *("--model-path", str(deployment.model)),
+            *("--host", LOOPBACK, "--port", str(port)),
+            *("--served-model-name", deployment.base_name),
+            *("--context-length", str(deployment.max_length)),
+            *("--dtype", DTYPES[serve.dtype]),
+            *("--max-running-requests", str(serve.max_concurrent)),
+        ]
+        if deployment.chat_template:
+            argv += ["--chat-template", str(deployment.chat_template)]
+        if serve.tensor_parallel > 1:
+            argv += ["--tp-size", str(serve.tensor_parallel)]
+        argv += _device(deployment)
+        argv += _adapters(deployment)
+        return Command((*argv, *serve.extra_args), _variables(deployment))
+
+    def model_id(self, deployment: Deployment, adapter: str | None) -> str:
+        """An adapter is asked for as ``base:adapter``."""
+        return f"{deployment.base_name}:{adapter}" if adapter else deployment.base_name
+
+    def explain(self, log: str) -> str | None:
+        """Known causes, SGLang's own first."""
+        return first_match(log, (*SGLANG, *COMMON))
+
+
+def _device(deployment: Deployment) -> list[str]:
+    if deployment.device == "cpu":
+        lora = ["--lora-backend", "torch_native"] if deployment.adapters else []
+        return [
+            *(
+                "--device",
+                "cpu",
+                "--attention-backend",
+                "torch_native",
+                "--disable-overlap-schedule",
+            ),
+            *("--max-total-tokens", str(CPU_TOKENS), *lora),
+        ]
+    eager = ["--disable-cuda-graph"] if deployment.eager else []
+    return ["--mem-fraction-static", str(deployment.serve.memory_fraction), *eager]
+
+
+def _adapters(deployment: Deployment) -> list[str]:
+    if not deployment.adapters:
+        return []
+    return [
+        *(
+            "--enable-lora",
+            "--max-lora-rank",
+            str(deployment.max_rank),
+            "--lora-target-modules",
+            "all",
+        ),
+        # A request for the bare base takes a place in the batch too.
+        *("--max-loras-per-batch", str(len(deployment.adapters) + 1)),
+        "--lora-paths",
+        *(f"{adapter.name}={adapter.path}" for adapter in deployment.adapters),
+    ]
+
+
+def _variables(deployment: Deployment) -> dict[str, str | None]:
+    env: dict[str, str | None] = {"HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"}
+    return env | {"SGLANG_USE_CPU_ENGINE": "1"} if deployment.device == "cpu" else env
