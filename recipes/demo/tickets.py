@@ -1,9 +1,10 @@
 """Made-up support requests and the JSON tickets they should become: the demo's data, from a seed.
 
-A request is put together from parts: an opening, a complaint that one team deals with, a reference to the order, and
-perhaps a word on how much it hurries. Held-out requests are built from parts and values of their own: no complaint,
-opening, reference, urgency, product or order number of theirs occurs in training (``tests/unit/test_tickets.py`` proves
-it). So a right answer means that the model understood a wording it was not taught.
+A request is put together from parts: an opening, a complaint that one team deals with, a reference
+to the order, and perhaps a word on how much it hurries. Held-out requests are built from parts and
+values of their own: no complaint, opening, reference, urgency, product or order number of theirs
+occurs in training (``tests/unit/test_tickets.py`` proves it). So a right answer means that the
+model understood a wording it was not taught.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ def test_it_is_a_valid_recipe_with_a_schema_line(name: str) -> None:
 
 def test_the_qlora_recipe_differs_only_in_name_and_method() -> None:
     lora, qlora = (
-        yaml.safe_load((FOLDER / name).read_text()) for name in ("tickets.yaml", "tickets-qlora.yaml")
+        yaml.safe_load((FOLDER / name).read_text())
+        for name in ("tickets.yaml", "tickets-qlora.yaml")
     )
     assert qlora["train"].pop("method") == "qlora"
     assert lora["train"].pop("method") == "lora"

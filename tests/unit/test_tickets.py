@@ -19,7 +19,8 @@ def load() -> ModuleType:
     import sys
 
     spec = importlib.util.spec_from_file_location("tickets", PATH)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["tickets"] = module  # dataclasses look their module up
     spec.loader.exec_module(module)

