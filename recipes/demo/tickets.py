@@ -54,6 +54,14 @@ TRAIN = Parts(
             the coupon for the {item} made no difference to the total
             I want to pay for the {item} by bank transfer instead
             the amount for the {item} is not what the shop showed
+            the payment for my {item} failed but the money is gone
+            I sent the {item} back and have not seen my money yet
+            you put the {item} on the bill of my company by mistake
+            can I pay for the {item} in three instalments?
+            the receipt of the {item} has the wrong name on it
+            why does the {item} cost more than on the day I bought it?
+            my gift card was not used for the {item}
+            please cancel the direct debit for the {item}
         """),
         "delivery": _lines("""
             my {item} has not arrived
@@ -74,6 +82,14 @@ TRAIN = Parts(
             can the carrier bring the {item} on Saturday?
             only half of the {item} was in the parcel
             the {item} is stuck in customs
+            the {item} is announced for today but nobody came
+            the mailman brought a box, but it was not the {item}
+            could you ship the {item} by express?
+            the {item} has been on its way for two weeks
+            I moved house, so the {item} goes to the old address
+            the delivery date of the {item} was put off again
+            please leave the {item} with the people next door
+            I was at home, but the {item} was not handed over
         """),
         "repair": _lines("""
             the {item} stopped working
@@ -94,6 +110,14 @@ TRAIN = Parts(
             the lid of my {item} does not close
             the {item} is defective
             can someone fix my {item} under warranty?
+            the {item} broke when I used it for the first time
+            I pressed the switch of the {item} and nothing happened
+            there is a crack in the {item}
+            the motor of my {item} is stuck
+            the {item} gives me an electric shock
+            the light of the {item} only blinks red
+            one wheel of the {item} is loose
+            the {item} fell apart, please mend it or replace it
         """),
         "account": _lines("""
             I cannot log in to see my {item}
@@ -114,6 +138,14 @@ TRAIN = Parts(
             I was logged out and cannot get back in to my {item}
             please stop the newsletter that I get since the {item}
             my profile shows the {item} of a stranger
+            I have a new phone and cannot get the login code for my {item}
+            my password was changed by somebody, and now I cannot see the {item}
+            registering with my mail address fails, so I cannot add my {item}
+            please correct my date of birth in the profile, I own a {item}
+            the app signs me out each time I open the page of my {item}
+            I want another user name than the one I took with the {item}
+            my login was blocked after I rated the {item}
+            please remove my personal data, I no longer have the {item}
         """),
     },
     references=_lines("""
@@ -127,6 +159,12 @@ TRAIN = Parts(
         I ordered under {order}
         order #{order}
         reference {order}
+        the order in question is {order}
+        concerning order {order}
+        ticket for {order}
+        order code {order}
+        you will see it in {order}
+        it has the number {order}
     """),
     urgent=_lines("""
         this is urgent
@@ -139,6 +177,14 @@ TRAIN = Parts(
         I need help right now
         by tomorrow at the latest
         very urgent
+        I have no time to lose
+        please deal with this first
+        call me back straight away
+        I must have a solution tonight
+        please react within the hour
+        time is short
+        I cannot wait any longer
+        top priority please
     """),
     calm=_lines("""
         no hurry
@@ -149,6 +195,14 @@ TRAIN = Parts(
         this is not urgent
         there is no rush
         any time this month is fine
+        I can wait
+        answer when it suits you
+        this has time
+        it is only a small matter, so do not rush
+        there is no need to be fast
+        some day soon will do
+        please do not hurry for me
+        a late answer is fine
     """),
     openings=_lines("""
         hello
@@ -159,6 +213,10 @@ TRAIN = Parts(
         good day
         hello support
         excuse me
+        to whom it may concern
+        dear sir or madam
+        hello everyone
+        a quick question
     """),
     items=_lines("""
         desk lamp
@@ -191,6 +249,28 @@ TRAIN = Parts(
         suitcase
         projector
         bread knife
+        laptop bag
+        electric kettle
+        garden chair
+        steam iron
+        picture frame
+        dining table
+        ice cream maker
+        dish rack
+        fitness bike
+        air fryer
+        memory card
+        night light
+        wine glass
+        travel mug
+        paper shredder
+        guitar stand
+        game console
+        soup bowl
+        ladder
+        carpet
+        radio
+        door bell
     """),
 )
 
