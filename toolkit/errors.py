@@ -5,6 +5,7 @@
     ToolkitError                 exit 1   work was tried and failed
     ├── StepFailedError          1   a step of a plan failed
     ├── DataError                1   rows broke the recipe's rules or a budget
+    ├── ModelError               1   a base model cannot be brought here, or is not what the recipe says
     ├── GateFailedError          1   a model is worse than the recipe allows
     ├── TrackingError            1   the MLflow store cannot be opened
     ├── EngineError              1   an inference engine did not start or died
@@ -50,6 +51,10 @@ class StepFailedError(ToolkitError):
 
 class DataError(ToolkitError):
     """Rows broke the recipe's rules or a budget of the ledger."""
+
+
+class ModelError(ToolkitError):
+    """A base model cannot be brought here, or is not what the recipe says."""
 
 
 class GateFailedError(ToolkitError):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from toolkit.models import folder
+from toolkit.models.sources import SOURCES, local_path
 from toolkit.recipe.base import Section
+from toolkit.recipe.model import parse_source
 from toolkit.stages import Kind, StageContext, StageResult
 
 
@@ -21,7 +24,7 @@ class FetchConfig(Section):
 
 
 class Fetch:
-    """No inputs. Writes a model folder: config, safetensors, tokenizer, ``chat_template.jinja``, generation config."""
+    """No inputs. Writes a model folder that stands alone: weights, tokenizer, chat template."""
 
     name: ClassVar[str] = "fetch"
     produces: ClassVar[Kind] = Kind.model
@@ -29,5 +32,20 @@ class Fetch:
     environment: ClassVar[str] = "train"
 
     def run(self, config: FetchConfig, ctx: StageContext) -> StageResult:
-        """Download or convert the base model."""
-        raise NotImplementedError
+        """Download or convert the base model, and make the folder complete.
+
+        Raises:
+            ModelError: The model cannot be brought here, or is not what the recipe says.
+            NotInstalledError: The source needs a package or program that is missing.
+        """
+        source = parse_source(config.source)
+        SOURCES[source.kind](source, config, ctx)
+        override = local_path(config.chat_template, ctx) if config.chat_template else None
+        if folder.set_template(ctx.output, override) is None:
+            ctx.note("the model has no chat template: conversations need model.chat_template")
+        folder.set_generation_config(ctx.output)
+        folder.set_modes(ctx.output)
+        facts = folder.describe(ctx.output)
+        millions = facts["parameters"] / 1e6
+        ctx.note(f"{facts['architecture']}, {millions:.0f} M parameters, {facts['dtype']}")
+        return StageResult(metrics={"parameters": facts["parameters"]}, facts=facts)

@@ -1,0 +1,1 @@
+"""Base models: where they come from (``sources``), GGUF files (``gguf``), folders (``folder``)."""
