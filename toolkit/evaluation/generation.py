@@ -42,7 +42,8 @@ def generate(
         new = _decode(model, tokenizer, [prompts[i] for i in batch], stops, max(limits[i] for i in batch))
         for index, ids in zip(batch, new, strict=True):
             kept = _until_stop(ids[: limits[index]], stops)
-            yield index, tokenizer.decode(kept, skip_special_tokens=True)
+            # The clean-up of old tokenizers would take spaces before punctuation away.
+            yield index, tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def _decode(

@@ -16,15 +16,15 @@ def load_model(folder: Path, device: str, adapter: Path | None = None) -> Any:
     dequantized once at load, not in every forward pass. An adapter stays unmerged, as it is served.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    method = quantization_method(folder)
-    options: dict[str, Any] = {"dtype": torch.float32 if device == "cpu" else "auto", "device_map": device}
-    if method == "compressed-tensors":
-        from transformers import CompressedTensorsConfig
-
-        options["quantization_config"] = CompressedTensorsConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **options)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    if quantization_method(folder) == "compressed-tensors":
+        config.quantization_config["dequantize"] = True
+    dtype = torch.float32 if device == "cpu" else "auto"
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, config=config, dtype=dtype, device_map=device, local_files_only=True
+    )
     if adapter is not None:
         from peft import PeftModel
 
