@@ -1,0 +1,1 @@
+"""Scoring a model on held-out rows: prompts, generation, metrics, intervals, reports."""
