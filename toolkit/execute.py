@@ -119,7 +119,7 @@ def _check_gates(
 
 
 def _spec(
-    prepared: Prepared, step: Step, store: tracking.Store, parent: str, *, resume: bool
+    prepared: Prepared, step: Step, store: tracking.Store, parent: str | None, *, resume: bool
 ) -> StepSpec:
     """Everything a worker needs to know about one step."""
     plan, workspace, path = prepared.plan, prepared.workspace, prepared.loaded.path

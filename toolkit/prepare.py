@@ -92,4 +92,4 @@ def prepare(
     observed = observe(loaded, {name: e.digest for name, e in resolved.items()})
     plan = make_plan(loaded, observed)
     warnings = preflight.require(loaded, plan, space, resolved)
-    return Prepared(loaded, plan, space, where.device, resolved, tuple(warnings))
+    return Prepared(loaded, plan, space, where.device, resolved, tuple(map(str, warnings)))

@@ -89,7 +89,7 @@ def _compose(text: str, name: str) -> tuple[dict[str, Any], dict[Location, str |
         if duplicates:
             raise RecipeError(duplicates)
         lines = dict(_lines(root, ()))
-        tree: dict[str, Any] = loader.construct_document(root)  # type: ignore[no-untyped-call]
+        tree: dict[str, Any] = loader.construct_document(root)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise RecipeError(

@@ -188,7 +188,9 @@ class Outcome:
     peak_memory_gib: float
 
 
-def _run_stage(spec: StepSpec, step_file: Path, show: Show) -> Outcome:
+def _run_stage(
+    spec: StepSpec, step_file: Path, show: Callable[[Mapping[str, Any]], None]
+) -> Outcome:
     """Start the stage's process, forward its events until it ends, and read its last word."""
     state, started = Path(spec.state), time.monotonic()
     for name in ("result.json", "error.json"):
@@ -215,7 +217,7 @@ def _run_stage(spec: StepSpec, step_file: Path, show: Show) -> Outcome:
         )
     os.close(writer)
     try:
-        status, usage = _follow(process, reader, lambda event: show(spec.step, event))
+        status, usage = _follow(process, reader, show)
     finally:
         _stop(process)
         os.close(reader)

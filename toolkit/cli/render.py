@@ -45,7 +45,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | No
         drawn.add_column(column, justify="right" if numeric and rows else "left", overflow="fold")
     for row in rows:
         drawn.add_row(*("" if cell is None else str(cell) for cell in row))
-    Console(highlight=False, soft_wrap=not sys.stdout.isatty()).print(drawn)
+    width = None if sys.stdout.isatty() else 200  # a log has no edge to fold at
+    Console(highlight=False, width=width).print(drawn)
 
 
 def duration(seconds: float) -> str:

@@ -86,7 +86,9 @@ def load_metric(name: str, recipe_dir: Path) -> Metric:
 
 def _user_function(path: Path, function: str, name: str) -> Callable[..., Any]:
     if not path.is_file():
-        raise UsageError(f"metric {name}: there is no file {path}", "the path is relative to the recipe")
+        raise UsageError(
+            f"metric {name}: there is no file {path}", "the path is relative to the recipe"
+        )
     spec = importlib.util.spec_from_file_location(f"toolkit_metric_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise UsageError(f"metric {name}: {path} is not a Python file", "write 'file.py:function'")
@@ -94,10 +96,16 @@ def _user_function(path: Path, function: str, name: str) -> Callable[..., Any]:
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # noqa: BLE001 - the user's file may raise anything
-        raise UsageError(f"metric {name}: {path} cannot be imported: {type(error).__name__}: {error}") from error
+        raise UsageError(
+            f"metric {name}: {path} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
     found = getattr(module, function, None)
     if not callable(found):
-        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        names = [
+            key
+            for key, value in vars(module).items()
+            if callable(value) and not key.startswith("_")
+        ]
         raise UsageError(
             f"metric {name}: {path} has no function {function!r}{close_match(function, names)}",
             "write def function(prediction: str, reference: str, row: dict) -> float",
