@@ -43,11 +43,13 @@ def collect(
 ) -> Collected:
     """Read every source and split the rows.
 
-    Equal rows never stand on both sides: a row that is held out anywhere is not trained anywhere. Duplicates inside a
-    source stay in training (someone may have repeated a row on purpose) and are counted; held-out rows are distinct.
+    Equal rows never stand on both sides: a row that is held out anywhere is not trained anywhere.
+    Duplicates inside a source stay in training (someone may have repeated a row on purpose) and are
+    counted; held-out rows are distinct.
 
     Raises:
-        DataError: A source cannot be read, ``on_invalid`` is ``refuse`` and a row is invalid, or no row is left.
+        DataError: A source cannot be read, ``on_invalid`` is ``refuse`` and a row is invalid, or no
+            row is left.
     """
     reading = _Reading(data.on_invalid == "drop", folder, progress)
     train = [(source, reading.read(source, heldout=False)) for source in data.sources]
@@ -105,7 +107,8 @@ def _trained(
 
 
 class _Reading:
-    """Reads sources one after the other; invalid rows are counted, the first are kept as examples."""
+    """Reads sources one after the other; invalid rows are counted, the first are kept as
+    examples."""
 
     def __init__(self, drop: bool, folder: Path, progress: Progress) -> None:
         self.counts: list[SourceCounts] = []

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 BATCH = 512
 """Sequences tokenized at once."""
 CHECKED = 200
-"""Sequences of each side whose ids and prompts are rendered once more by ``apply_chat_template`` and compared."""
+"""Sequences of each side whose ids and prompts are rendered once more by ``apply_chat_template``
+and compared."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,15 @@ class Encoder:
 
     Args:
         tokenizer: A fast tokenizer of transformers with a chat template.
-        stop_ids: Ids at which generation stops, from the model folder; special tokens count as well.
+        stop_ids: Ids at which generation stops, from the model folder; special tokens count as
+            well.
         system: For conversations that bring none.
-        every_answer: Whether answers that the template rewrites get sequences of their own; without it (held-out
-            rows, of which only the last answer is asked for) a row is one sequence.
+        every_answer: Whether answers that the template rewrites get sequences of their own; without
+            it (held-out rows, of which only the last answer is asked for) a row is one sequence.
 
     Raises:
-        DataError: The tokenizer is slow (Python), so that it cannot say which characters a token covers.
+        DataError: The tokenizer is slow (Python), so that it cannot say which characters a token
+            covers.
     """
 
     def __init__(
@@ -90,7 +93,8 @@ class Encoder:
 
         Raises:
             TemplateError: The template cannot be trained on.
-            DataError: The template refuses a row and ``drop_invalid`` is false, or ids differ from the template's own.
+            DataError: The template refuses a row and ``drop_invalid`` is false, or ids differ from
+                the template's own.
         """
         pairs: list[tuple[Row, View | None]] = []
         for row in rows:
@@ -158,7 +162,8 @@ class Encoder:
         )
 
     def _text(self, row: Row) -> Encoded:
-        """Plain text as the tokenizer encodes it on its own (with a BOS where it has one), and EOS."""
+        """Plain text as the tokenizer encodes it on its own (with a BOS where it has one), and
+        EOS."""
         import numpy as np
 
         ids = list(self._tokenizer(row.body["text"], verbose=False)["input_ids"])
@@ -170,7 +175,8 @@ class Encoder:
         )
 
     def _check(self, row: Row, body: Body, view: View, ids: list[int]) -> None:
-        """Compare with what the tokenizer makes of the whole conversation: the promise that serving relies on."""
+        """Compare with what the tokenizer makes of the whole conversation: the promise that serving
+        relies on."""
         own = self._tokenizer.apply_chat_template(
             view.messages, tools=body.get("tools"), tokenize=True, return_dict=False
         )
@@ -201,11 +207,11 @@ def load_tokenizer(folder: Path) -> Any:
         backend = tokenizer.backend_tokenizer
         backend.no_padding()
         backend.no_truncation()
-        _keep_spaces_in_offsets(backend)
+        keep_spaces_in_offsets(backend)
     return tokenizer
 
 
-def _keep_spaces_in_offsets(backend: Any) -> None:
+def keep_spaces_in_offsets(backend: Any) -> None:
     from tokenizers import Tokenizer
 
     value = json.loads(backend.to_str())
@@ -218,7 +224,8 @@ def _keep_spaces_in_offsets(backend: Any) -> None:
 
 
 def stop_ids(folder: Path) -> tuple[int, ...]:
-    """Ids at which generation stops, from ``generation_config.json`` or else ``config.json``; empty when none is named."""
+    """Ids at which generation stops, from ``generation_config.json`` or else ``config.json``; empty
+    when none is named."""
     for name in ("generation_config.json", "config.json"):
         path = folder / name
         if path.is_file():

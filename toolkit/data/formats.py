@@ -1,7 +1,7 @@
 """Row formats: whatever a row looks like, it becomes a conversation or a text.
 
-A body is ``{"messages": [{"role", "content", ...}, ...], "tools": [...]?}`` or ``{"text": str}``. The columns of the
-first row of a source decide its format when the recipe says ``auto``.
+A body is ``{"messages": [{"role", "content", ...}, ...], "tools": [...]?}`` or ``{"text": str}``.
+The columns of the first row of a source decide its format when the recipe says ``auto``.
 """
 
 from __future__ import annotations
@@ -101,13 +101,14 @@ def _encodable(body: Body) -> None:
         raise RowError(f"the row holds a value that JSON cannot: {error}") from error
 
 
-# --- conversations ---------------------------------------------------------------------------------------------------
+# --- conversations --------------------------------------------------------------------------------
 
 
 def conversation(messages: Iterable[Any], tools: Any = None) -> Body:
     """Check messages and put them into a body.
 
-    Messages after the last answer are cut: nothing in them is trained, and a held-out row ends with its reference.
+    Messages after the last answer are cut: nothing in them is trained, and a held-out row ends with
+    its reference.
 
     Raises:
         RowError: A message is malformed, the assistant speaks first, or it never answers.
@@ -143,7 +144,8 @@ def _message(value: Any, where: str) -> Message:
             f"{where} has the role {role!r}{close_match(str(role), ROLES)}",
             f"roles are {', '.join(ROLES)}",
         )
-    # Fields that are null come from Parquet, where every message has the fields of all: they were never there.
+    # Fields that are null come from Parquet, where every message has the fields of all: they were
+    # never there.
     message = {key: v for key, v in value.items() if v is not None}
     message["content"] = _text(value.get("content"), where)
     if calls := _parsed(value.get("tool_calls"), f"{where}: tool_calls"):
@@ -179,7 +181,8 @@ def _part(part: Any, where: str) -> str:
 
 
 def _tool_call(call: Any, where: str) -> dict[str, Any]:
-    """A tool call as templates want it: arguments are an object, as servers make it before they render."""
+    """A tool call as templates want it: arguments are an object, as servers make it before they
+    render."""
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise RowError(f"{where}: a tool call has no function name")
@@ -198,7 +201,7 @@ def _tool_call(call: Any, where: str) -> dict[str, Any]:
     }
 
 
-# --- readers ---------------------------------------------------------------------------------------------------------
+# --- readers --------------------------------------------------------------------------------------
 
 
 def _messages(row: Mapping[str, Any]) -> Body:

@@ -1,4 +1,5 @@
-"""The ledger: what became of every row. Nothing is dropped, cut or left untrained without standing here."""
+"""The ledger: what became of every row. Nothing is dropped, cut or left untrained without standing
+here."""
 
 from __future__ import annotations
 
@@ -51,13 +52,15 @@ class SourceCounts:
 
 @dataclass
 class SplitCounts:
-    """One side after rendering. A *sequence* is what is tokenized: a row, or a part of one (see ``render.views``)."""
+    """One side after rendering. A *sequence* is what is tokenized: a row, or a part of one (see
+    ``render.views``)."""
 
     rows: int = 0
     sequences: int = 0
     """Tokenized, before any is dropped; copies made by weights are not counted here."""
     extra_sequences: int = 0
-    """More sequences than rows: the template shows some answers differently once they are history."""
+    """More sequences than rows: the template shows some answers differently once they are
+    history."""
     invalid: int = 0
     """Rows that the chat template itself refuses."""
     too_long: int = 0
@@ -74,7 +77,8 @@ class SplitCounts:
     stops: int = 0
     """Of these, turns whose stop token is trained."""
     joined: int = 0
-    """Turns where one token spans the end of the prompt and the start of the answer; it is not trained."""
+    """Turns where one token spans the end of the prompt and the start of the answer; it is not
+    trained."""
     lengths: dict[str, int] = field(default_factory=dict)
     """Percentiles of written lengths in tokens."""
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -98,7 +102,8 @@ class SplitCounts:
 
     @property
     def stop_share(self) -> float:
-        """Share of trained turns whose stop token is trained; 1 when there are no turns (plain text)."""
+        """Share of trained turns whose stop token is trained; 1 when there are no turns (plain
+        text)."""
         return self.stops / self.turns if self.turns else 1.0
 
 

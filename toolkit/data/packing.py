@@ -1,7 +1,7 @@
 """Packing: which rows share a sequence. Pure; who builds batches must keep the rows apart.
 
-Best-fit decreasing (Johnson 1973): longest rows first, each into the fullest sequence that still has room. It uses at
-most 11/9 of the smallest possible number of sequences, plus one.
+Best-fit decreasing (Johnson 1973): longest rows first, each into the fullest sequence that still
+has room. It uses at most 11/9 of the smallest possible number of sequences, plus one.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ def pack(lengths: Sequence[int], max_length: int, seed: int) -> list[list[int]]:
     Args:
         lengths: Tokens of each row.
         max_length: Tokens that fit into a sequence.
-        seed: Decides which of equally long rows go together, the order in a sequence, and the order of sequences.
+        seed: Decides which of equally long rows go together, the order in a sequence, and the order
+            of sequences.
 
     Returns:
-        Row numbers of each sequence. Equal arguments give equal sequences. A million rows take seconds.
+        Row numbers of each sequence. Equal arguments give equal sequences. A million rows take
+        seconds.
 
     Raises:
         ValueError: A row is longer than a sequence.

@@ -1,11 +1,12 @@
-"""From conversation to tokens and loss mask, through the model's own chat template. ADR 0003 says why this way.
+"""From conversation to tokens and loss mask, through the model's own chat template. ADR 0003 says
+why this way.
 
-The mask needs nothing of the template (no ``{% generation %}``): an answer is what stands between the template's
-prompt for it and the end of its turn, and both are rendered by the template itself::
+The mask needs nothing of the template (no ``{% generation %}``): an answer is what stands between
+the template's prompt for it and the end of its turn, and both are rendered by the template itself::
 
-    prompt_i  = template(messages before answer i, add_generation_prompt)     what a server sends to the model
-    done_i    = template(messages up to and with answer i)                    what the model should have made of it
-    answer i  = done_i without prompt_i, up to its stop token
+    prompt_i  = template(messages before answer i, add_generation_prompt)     what a server sends to
+    the model done_i    = template(messages up to and with answer i)                    what the
+    model should have made of it answer i  = done_i without prompt_i, up to its stop token
 
 Template and tokenizer of the model decide everything; this module never writes a control token.
 
@@ -30,7 +31,8 @@ SHOWN = 60
 
 
 class TemplateError(DataError):
-    """The chat template cannot be trained on: what it asks for is not what it shows as an answer."""
+    """The chat template cannot be trained on: what it asks for is not what it shows as an
+    answer."""
 
 
 class Span(NamedTuple):
@@ -47,7 +49,8 @@ class View:
     Attributes:
         messages: The conversation up to and with the last answer that is trained here.
         text: ``messages`` rendered, [C] characters.
-        answers: Where the answers trained in this view stand in ``text``, stop token and what follows it included.
+        answers: Where the answers trained in this view stand in ``text``, stop token and what
+            follows it included.
     """
 
     messages: list[Message]
@@ -56,11 +59,13 @@ class View:
 
 
 def views(messages: Sequence[Message], template: Template) -> list[View]:
-    """Render a conversation so that every answer is trained once, in the very context that a server would give it.
+    """Render a conversation so that every answer is trained once, in the very context that a server
+    would give it.
 
-    Most templates need one view: the whole conversation. A template that shows an answer differently once it is
-    history (Qwen3 drops earlier reasoning) needs one more for each answer that looked different when it was given;
-    there the answer ends the view. The longest view comes first. Answers with ``weight: 0`` are not trained.
+    Most templates need one view: the whole conversation. A template that shows an answer
+    differently once it is history (Qwen3 drops earlier reasoning) needs one more for each answer
+    that looked different when it was given; there the answer ends the view. The longest view comes
+    first. Answers with ``weight: 0`` are not trained.
 
     Raises:
         TemplateError: The text that asks for an answer is not how the answered text begins.
@@ -112,15 +117,16 @@ def mask(
     answers: Sequence[Span],
     stop_ids: Set[int],
 ) -> Mask:
-    """Map answers from characters to tokens; a token is trained when all of it belongs to the answer.
+    """Map answers from characters to tokens; a token is trained when all of it belongs to the
+    answer.
 
     Args:
         ids: [N] token ids of ``text``.
         offsets: [N] characters of each token, from the fast tokenizer; starts never decrease.
         text: [C] rendered text.
         answers: From :class:`View`.
-        stop_ids: Ids that can end a turn. After the last of them in an answer only white space may follow, which is
-            the template's and is not trained.
+        stop_ids: Ids that can end a turn. After the last of them in an answer only white space may
+            follow, which is the template's and is not trained.
     """
     ranges, stops, joined = [], [], 0
     for answer in answers:
@@ -143,11 +149,12 @@ def _blank(text: str, characters: tuple[int, int]) -> bool:
     return not text[slice(*characters)].strip()
 
 
-# --- with a tokenizer of transformers --------------------------------------------------------------------------------
+# --- with a tokenizer of transformers -------------------------------------------------------------
 
 
 def with_system(messages: Sequence[Message], system: str | None) -> list[Message]:
-    """The messages with ``system`` in front, unless it is None or they bring a system message of their own."""
+    """The messages with ``system`` in front, unless it is None or they bring a system message of
+    their own."""
     if system is None or (messages and messages[0]["role"] == "system"):
         return list(messages)
     return [{"role": "system", "content": system}, *messages]
@@ -197,7 +204,8 @@ def prompt_ids(tokenizer: Any, row: Mapping[str, Any], system: str | None = None
 
 
 def reference(row: Mapping[str, Any]) -> str:
-    """The last answer of a row: its content, or its tool calls as JSON when there is no content; or the plain text."""
+    """The last answer of a row: its content, or its tool calls as JSON when there is no content; or
+    the plain text."""
     import json
 
     if "messages" not in row:

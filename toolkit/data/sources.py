@@ -1,4 +1,5 @@
-"""Where rows come from: files, Hub datasets, Python functions. All yield rows with the place they stand at."""
+"""Where rows come from: files, Hub datasets, Python functions. All yield rows with the place they
+stand at."""
 
 from __future__ import annotations
 
@@ -37,8 +38,8 @@ def read_source(source: DataSource, folder: Path) -> Iterator[RawRow]:
         folder: The recipe's folder, where relative paths start.
 
     Raises:
-        DataError: The source is missing, of an unknown kind, or broken as a whole. A single bad row is yielded with
-            its problem instead, for ``on_invalid`` to decide.
+        DataError: The source is missing, of an unknown kind, or broken as a whole. A single bad row
+            is yielded with its problem instead, for ``on_invalid`` to decide.
     """
     unseen = set(source.columns)
     for raw in _rows(source, folder):
@@ -92,7 +93,7 @@ def _renamed(raw: RawRow, columns: Mapping[str, str]) -> RawRow:
     return RawRow(raw.where, values)
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def _read_jsonl(path: Path) -> Iterator[RawRow]:
@@ -102,7 +103,7 @@ def _read_jsonl(path: Path) -> Iterator[RawRow]:
             if not line.strip():
                 continue
             try:
-                yield RawRow(where, json.loads(line.decode("utf-8-sig")))
+                yield RawRow(where, json.loads(line.rstrip(b"\r\n").decode("utf-8-sig")))
             except UnicodeDecodeError as error:
                 yield RawRow(
                     where, None, f"not UTF-8 at byte {error.start}: save the file as UTF-8"
@@ -183,7 +184,7 @@ def _read_parquet(path: Path) -> Iterator[RawRow]:
         ) from error
 
 
-# --- elsewhere -------------------------------------------------------------------------------------------------------
+# --- elsewhere ------------------------------------------------------------------------------------
 
 
 def _read_hub(source: DataSource) -> Iterator[RawRow]:

@@ -1,4 +1,5 @@
-"""Everything that is chosen by chance is chosen by content hash: stable under reordering, equal for equal rows."""
+"""Everything that is chosen by chance is chosen by content hash: stable under reordering, equal for
+equal rows."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ SHOWN = 16
 
 
 def content_id(body: Mapping[str, Any]) -> str:
-    """First 16 hex digits of the sha256 of the body as canonical JSON (sorted keys, UTF-8, no spaces)."""
+    """First 16 hex digits of the sha256 of the body as canonical JSON (sorted keys, UTF-8, no
+    spaces)."""
     text = json.dumps(body, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:SHOWN]
 
@@ -25,7 +27,8 @@ def chance(row_id: str, purpose: str, seed: int) -> float:
 
 
 def copies(row_id: str, weight: float, seed: int) -> int:
-    """How often a row of a source with ``weight`` is used: 1.5 gives every row once and half of them twice."""
+    """How often a row of a source with ``weight`` is used: 1.5 gives every row once and half of
+    them twice."""
     whole = math.floor(weight)
     return whole + (chance(row_id, "weight", seed) < weight - whole)
 
@@ -33,8 +36,8 @@ def copies(row_id: str, weight: float, seed: int) -> int:
 def heldout_ids(row_ids: Iterable[str], fraction: float, seed: int) -> set[str]:
     """The ids that are held out: about ``fraction`` of the distinct ones, at least one, never all.
 
-    A row's place does not depend on the other rows, so that adding data moves no row from one side to the other
-    (but for the one row that "at least one" and "never all" may ask for).
+    A row's place does not depend on the other rows, so that adding data moves no row from one side
+    to the other (but for the one row that "at least one" and "never all" may ask for).
     """
     ranked = sorted(set(row_ids), key=lambda i: (chance(i, "heldout", seed), i))
     if fraction == 0 or len(ranked) < 2:

@@ -1,4 +1,5 @@
-"""Tokenized rows on disk: three flat arrays, memory-mapped, so that a large dataset costs no memory."""
+"""Tokenized rows on disk: three flat arrays, memory-mapped, so that a large dataset costs no
+memory."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ class TokenStore:
     """Rows of one split, in the order of its ``.jsonl``: ``store[i] -> TokenRow``.
 
     Args:
-        folder: Holds ``ids.npy`` [T] int32, ``trained.npy`` [T] bool and ``offsets.npy`` [rows + 1] int64,
-            T being the tokens of all rows together.
+        folder: Holds ``ids.npy`` [T] int32, ``trained.npy`` [T] bool and ``offsets.npy`` [rows + 1]
+            int64, T being the tokens of all rows together.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -88,7 +89,8 @@ class TokenWriter:
                 np.save(self._folder / "offsets.npy", offsets)
 
     def _headers(self) -> None:
-        """Write both headers at the start of their files; NumPy keeps room in them for any length."""
+        """Write both headers at the start of their files; NumPy keeps room in them for any
+        length."""
         total = sum(self.lengths)
         for file, kind in ((self._ids, "<i4"), (self._trained, "|b1")):
             _header(file, kind, total)

@@ -42,7 +42,8 @@ class DataConfig(Section):
 
 
 class Data:
-    """Input ``model`` (its tokenizer). Writes ``train.jsonl, heldout.jsonl, tokens/{train,heldout}/, ledger.{json,md}``."""
+    """Input ``model`` (its tokenizer). Writes ``train.jsonl, heldout.jsonl,
+    tokens/{train,heldout}/, ledger.{json,md}``."""
 
     name: ClassVar[str] = "data"
     produces: ClassVar[Kind] = Kind.dataset
@@ -53,7 +54,8 @@ class Data:
         """Read, normalise, split, render and tokenize.
 
         Raises:
-            DataError: Rows broke a rule or a budget of the recipe, or the chat template cannot be trained on.
+            DataError: Rows broke a rule or a budget of the recipe, or the chat template cannot be
+                trained on.
         """
         ctx.note("reading rows")
         found = collect(
