@@ -6,12 +6,12 @@ import pytest
 
 pytest.importorskip("transformers", reason="runs in the train environment")
 
-from templates import CHATML, THINKING, tokenizer  # noqa: E402
+from templates import CHATML, THINKING, tokenizer
 
-from toolkit.data.store import TokenStore  # noqa: E402
-from toolkit.errors import DataError  # noqa: E402
-from toolkit.stages import Input, Kind, StageContext  # noqa: E402
-from toolkit.stages.data import Data, DataConfig  # noqa: E402
+from toolkit.data.store import TokenStore
+from toolkit.errors import DataError
+from toolkit.stages import Input, Kind, StageContext
+from toolkit.stages.data import Data, DataConfig
 
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("default")]
 

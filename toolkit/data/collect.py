@@ -107,8 +107,7 @@ def _trained(
 
 
 class _Reading:
-    """Reads sources one after the other; invalid rows are counted, the first are kept as
-    examples."""
+    """Reads sources in turn; invalid rows are counted, the first are kept as examples."""
 
     def __init__(self, drop: bool, folder: Path, progress: Progress) -> None:
         self.counts: list[SourceCounts] = []

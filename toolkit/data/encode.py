@@ -13,7 +13,6 @@ from toolkit.data.collect import Row
 from toolkit.data.formats import Body
 from toolkit.data.ledger import SplitCounts
 from toolkit.data.render import View, mask, template_of, views, with_system
-from toolkit.data.store import TokenRow
 from toolkit.errors import DataError
 
 if TYPE_CHECKING:
@@ -23,8 +22,7 @@ if TYPE_CHECKING:
 BATCH = 512
 """Sequences tokenized at once."""
 CHECKED = 200
-"""Sequences of each side whose ids and prompts are rendered once more by ``apply_chat_template``
-and compared."""
+"""Sequences of each side whose ids are compared with those of ``apply_chat_template``."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,8 @@ class Encoder:
     ) -> None:
         if not tokenizer.is_fast:
             raise DataError(
-                f"{type(tokenizer).__name__} has no fast form (tokenizer.json), which the loss mask needs",
+                f"{type(tokenizer).__name__} has no fast form (tokenizer.json), "
+                "which the loss mask needs",
                 "use a model folder with tokenizer.json",
             )
         self._tokenizer = tokenizer
@@ -144,7 +143,7 @@ class Encoder:
 
         ids = encoding.ids
         found = mask(ids, encoding.offsets, view.text, view.answers, self._stop_ids)
-        trained = np.zeros(len(ids), dtype=bool)
+        trained: NDArray[np.bool_] = np.zeros(len(ids), dtype=bool)
         for start, end in found.ranges:
             trained[start:end] = True
         body = {**row.body, "messages": view.messages}
@@ -162,8 +161,7 @@ class Encoder:
         )
 
     def _text(self, row: Row) -> Encoded:
-        """Plain text as the tokenizer encodes it on its own (with a BOS where it has one), and
-        EOS."""
+        """Plain text as the tokenizer encodes it (with a BOS where it has one), and EOS."""
         import numpy as np
 
         ids = list(self._tokenizer(row.body["text"], verbose=False)["input_ids"])
@@ -175,8 +173,7 @@ class Encoder:
         )
 
     def _check(self, row: Row, body: Body, view: View, ids: list[int]) -> None:
-        """Compare with what the tokenizer makes of the whole conversation: the promise that serving
-        relies on."""
+        """Compare with the tokenizer's own ids of the conversation, which serving relies on."""
         own = self._tokenizer.apply_chat_template(
             view.messages, tools=body.get("tools"), tokenize=True, return_dict=False
         )
@@ -187,9 +184,12 @@ class Encoder:
             min(len(own), len(ids)),
         )
         raise DataError(
-            f"{row.where}: token {place} is {ids[place : place + 1]} here but {own[place : place + 1]} by "
-            f"apply_chat_template ({len(ids)} and {len(own)} tokens): training would not see what serving sends",
-            "the template depends on time or chance, or the tokenizer cuts or pads: check tokenizer.json",
+            f"{row.where}: token {place} is {ids[place : place + 1]} here "
+            f"but {own[place : place + 1]} by "
+            f"apply_chat_template ({len(ids)} and {len(own)} tokens): "
+            "training would not see what serving sends",
+            "the template depends on time or chance, "
+            "or the tokenizer cuts or pads: check tokenizer.json",
         )
 
 
@@ -212,6 +212,7 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def keep_spaces_in_offsets(backend: Any) -> None:
+    """Let offsets of a tokenizer's backend cover white space; ids do not change."""
     from tokenizers import Tokenizer
 
     value = json.loads(backend.to_str())
@@ -224,8 +225,7 @@ def keep_spaces_in_offsets(backend: Any) -> None:
 
 
 def stop_ids(folder: Path) -> tuple[int, ...]:
-    """Ids at which generation stops, from ``generation_config.json`` or else ``config.json``; empty
-    when none is named."""
+    """Ids at which generation stops, from ``generation_config.json`` or else ``config.json``."""
     for name in ("generation_config.json", "config.json"):
         path = folder / name
         if path.is_file():

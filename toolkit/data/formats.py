@@ -181,8 +181,7 @@ def _part(part: Any, where: str) -> str:
 
 
 def _tool_call(call: Any, where: str) -> dict[str, Any]:
-    """A tool call as templates want it: arguments are an object, as servers make it before they
-    render."""
+    """A tool call as templates want it: arguments are an object, as servers make it."""
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise RowError(f"{where}: a tool call has no function name")

@@ -1,5 +1,4 @@
-"""The ledger: what became of every row. Nothing is dropped, cut or left untrained without standing
-here."""
+"""The ledger: what became of every row. Nothing is dropped or cut without standing here."""
 
 from __future__ import annotations
 
@@ -45,22 +44,21 @@ class SourceCounts:
 
     def __str__(self) -> str:
         return (
-            f"{self.name}: {counted(self.rows, 'row')}, {self.invalid} invalid, {self.held_out} held out, "
+            f"{self.name}: {counted(self.rows, 'row')}, {self.invalid} invalid, "
+            f"{self.held_out} held out, "
             f"{self.overlap} also held out elsewhere, {self.left_out} not chosen by weight"
         )
 
 
 @dataclass
 class SplitCounts:
-    """One side after rendering. A *sequence* is what is tokenized: a row, or a part of one (see
-    ``render.views``)."""
+    """One side after rendering; a *sequence* is a row, or a part of one (see ``render.views``)."""
 
     rows: int = 0
     sequences: int = 0
     """Tokenized, before any is dropped; copies made by weights are not counted here."""
     extra_sequences: int = 0
-    """More sequences than rows: the template shows some answers differently once they are
-    history."""
+    """Sequences beyond rows: the template shows some answers differently once they are history."""
     invalid: int = 0
     """Rows that the chat template itself refuses."""
     too_long: int = 0
@@ -77,8 +75,7 @@ class SplitCounts:
     stops: int = 0
     """Of these, turns whose stop token is trained."""
     joined: int = 0
-    """Turns where one token spans the end of the prompt and the start of the answer; it is not
-    trained."""
+    """Turns where one token spans the end of the prompt and the answer; it is not trained."""
     lengths: dict[str, int] = field(default_factory=dict)
     """Percentiles of written lengths in tokens."""
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -102,8 +99,7 @@ class SplitCounts:
 
     @property
     def stop_share(self) -> float:
-        """Share of trained turns whose stop token is trained; 1 when there are no turns (plain
-        text)."""
+        """Share of trained turns whose stop token is trained; 1 without turns (plain text)."""
         return self.stops / self.turns if self.turns else 1.0
 
 
@@ -166,7 +162,8 @@ class Ledger:
         raise DataError(
             f"{counted(number, 'row')} of {self.offered} ({share:.2%}) {verb} {what}, "
             f"but data.{budget} allows {allowed:.2%}{lines}",
-            f"mend the rows, raise model.max_length, or raise data.{budget} to {share + 0.0001:.4f}",
+            "mend the rows, raise model.max_length, "
+            f"or raise data.{budget} to {share + 0.0001:.4f}",
         )
 
     def _examples(self, kinds: Sequence[str]) -> list[str]:

@@ -1,14 +1,14 @@
-"""From conversation to tokens and loss mask, through the model's own chat template. ADR 0003 says
-why this way.
+"""From conversation to tokens and loss mask, through the model's own chat template.
 
 The mask needs nothing of the template (no ``{% generation %}``): an answer is what stands between
 the template's prompt for it and the end of its turn, and both are rendered by the template itself::
 
-    prompt_i  = template(messages before answer i, add_generation_prompt)     what a server sends to
-    the model done_i    = template(messages up to and with answer i)                    what the
-    model should have made of it answer i  = done_i without prompt_i, up to its stop token
+    prompt_i = template(messages before answer i, add_generation_prompt)   what a server sends
+    done_i   = template(messages up to and with answer i)                  what it should become
+    answer i = done_i without prompt_i, up to its stop token
 
 Template and tokenizer of the model decide everything; this module never writes a control token.
+``docs/adr/loss-mask.md`` says why this way.
 
 Legend: N tokens of a sequence, C characters of its text.
 """
@@ -16,7 +16,8 @@ Legend: N tokens of a sequence, C characters of its text.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -31,8 +32,7 @@ SHOWN = 60
 
 
 class TemplateError(DataError):
-    """The chat template cannot be trained on: what it asks for is not what it shows as an
-    answer."""
+    """What the chat template asks for is not what it shows as an answer."""
 
 
 class Span(NamedTuple):
@@ -59,8 +59,7 @@ class View:
 
 
 def views(messages: Sequence[Message], template: Template) -> list[View]:
-    """Render a conversation so that every answer is trained once, in the very context that a server
-    would give it.
+    """Render a conversation so that each answer is trained once, in the context a server gives it.
 
     Most templates need one view: the whole conversation. A template that shows an answer
     differently once it is history (Qwen3 drops earlier reasoning) needs one more for each answer
@@ -92,8 +91,10 @@ def _asked(prompt: str, done: str, message: int) -> int:
         (n for n, (a, b) in enumerate(zip(prompt, done, strict=False)) if a != b), len(done)
     )
     raise TemplateError(
-        f"message {message + 1}: the chat template asks for this answer with ...{prompt[same:][:SHOWN]!r} "
-        f"but shows the answer as ...{done[same:][:SHOWN]!r} (they part at character {same}): a model "
+        f"message {message + 1}: the chat template asks for this answer with "
+        f"...{prompt[same:][:SHOWN]!r} "
+        f"but shows the answer as ...{done[same:][:SHOWN]!r} "
+        f"(they part at character {same}): a model "
         "trained on the second would be served with the first",
         "use a template whose prompt is the beginning of its answer: set model.chat_template",
     )
@@ -115,10 +116,9 @@ def mask(
     offsets: Sequence[tuple[int, int]],
     text: str,
     answers: Sequence[Span],
-    stop_ids: Set[int],
+    stop_ids: AbstractSet[int],
 ) -> Mask:
-    """Map answers from characters to tokens; a token is trained when all of it belongs to the
-    answer.
+    """Map answers to tokens; a token is trained when all of it belongs to the answer.
 
     Args:
         ids: [N] token ids of ``text``.
@@ -153,8 +153,7 @@ def _blank(text: str, characters: tuple[int, int]) -> bool:
 
 
 def with_system(messages: Sequence[Message], system: str | None) -> list[Message]:
-    """The messages with ``system`` in front, unless it is None or they bring a system message of
-    their own."""
+    """The messages with ``system`` in front where they bring no system message of their own."""
     if system is None or (messages and messages[0]["role"] == "system"):
         return list(messages)
     return [{"role": "system", "content": system}, *messages]
@@ -204,8 +203,7 @@ def prompt_ids(tokenizer: Any, row: Mapping[str, Any], system: str | None = None
 
 
 def reference(row: Mapping[str, Any]) -> str:
-    """The last answer of a row: its content, or its tool calls as JSON when there is no content; or
-    the plain text."""
+    """The last answer of a row: its content, else its tool calls as JSON; or the plain text."""
     import json
 
     if "messages" not in row:

@@ -1,5 +1,4 @@
-"""Where rows come from: files, Hub datasets, Python functions. All yield rows with the place they
-stand at."""
+"""Where rows come from: files, Hub datasets, Python functions; each with its place."""
 
 from __future__ import annotations
 
@@ -168,17 +167,17 @@ def _csv_row(where: str, row: dict[str, Any]) -> RawRow:
 
 
 def _read_parquet(path: Path) -> Iterator[RawRow]:
-    import pyarrow
-    import pyarrow.parquet
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     try:
-        file = pyarrow.parquet.ParquetFile(path)
+        file = pq.ParquetFile(path)
         number = 0
         for batch in file.iter_batches(batch_size=1000):
             for row in batch.to_pylist():
                 number += 1
                 yield RawRow(f"{path.name} row {number}", row)
-    except pyarrow.ArrowException as error:
+    except pa.ArrowException as error:
         raise DataError(
             f"{path.name}: not a readable Parquet file: {error}", "write it again"
         ) from error
@@ -213,7 +212,7 @@ def _call(reference: str, arguments: Mapping[str, Any], folder: Path) -> Iterato
             yield RawRow(f"{reference} row {number}", row)
     except DataError:
         raise
-    except Exception as error:  # noqa: BLE001 - the user's code may raise anything, and it is the user's to mend
+    except Exception as error:  # the user's code may raise anything, and it is the user's to mend
         raise DataError(
             f"{reference} failed{_line(error, folder / file)}: {type(error).__name__}: {error}",
             f"it was called with {dict(arguments)!r} and must yield dicts",
@@ -257,7 +256,7 @@ def _module(path: Path, reference: str) -> ModuleType:
     sys.path.insert(0, str(path.parent))  # so that the file can import its neighbours
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+    except Exception as error:  # the user's code may raise anything
         raise DataError(
             f"{reference}: {path.name} does not import{_line(error, path)}: "
             f"{type(error).__name__}: {error}",

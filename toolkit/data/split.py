@@ -1,5 +1,4 @@
-"""Everything that is chosen by chance is chosen by content hash: stable under reordering, equal for
-equal rows."""
+"""What is chosen by chance is chosen by content hash: stable, and equal for equal rows."""
 
 from __future__ import annotations
 
@@ -14,8 +13,7 @@ SHOWN = 16
 
 
 def content_id(body: Mapping[str, Any]) -> str:
-    """First 16 hex digits of the sha256 of the body as canonical JSON (sorted keys, UTF-8, no
-    spaces)."""
+    """First 16 hex digits of the sha256 of the body as canonical JSON (sorted, no spaces)."""
     text = json.dumps(body, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:SHOWN]
 
@@ -27,8 +25,7 @@ def chance(row_id: str, purpose: str, seed: int) -> float:
 
 
 def copies(row_id: str, weight: float, seed: int) -> int:
-    """How often a row of a source with ``weight`` is used: 1.5 gives every row once and half of
-    them twice."""
+    """How often a row of a source with ``weight`` is used: 1.5 is once, and twice for half."""
     whole = math.floor(weight)
     return whole + (chance(row_id, "weight", seed) < weight - whole)
 

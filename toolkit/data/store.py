@@ -1,12 +1,11 @@
-"""Tokenized rows on disk: three flat arrays, memory-mapped, so that a large dataset costs no
-memory."""
+"""Tokenized rows on disk: flat, memory-mapped arrays, so that a large dataset costs no memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple, Self
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,7 +63,7 @@ class TokenWriter:
         self._ids = (folder / "ids.npy").open("wb")
         self._trained = (folder / "trained.npy").open("wb")
 
-    def __enter__(self) -> TokenWriter:
+    def __enter__(self) -> Self:
         self._headers()
         return self
 
@@ -89,8 +88,7 @@ class TokenWriter:
                 np.save(self._folder / "offsets.npy", offsets)
 
     def _headers(self) -> None:
-        """Write both headers at the start of their files; NumPy keeps room in them for any
-        length."""
+        """Write the headers of both files; NumPy keeps room in them for any length."""
         total = sum(self.lengths)
         for file, kind in ((self._ids, "<i4"), (self._trained, "|b1")):
             _header(file, kind, total)

@@ -42,8 +42,10 @@ class DataConfig(Section):
 
 
 class Data:
-    """Input ``model`` (its tokenizer). Writes ``train.jsonl, heldout.jsonl,
-    tokens/{train,heldout}/, ledger.{json,md}``."""
+    """Input ``model`` (its tokenizer). Writes rows, tokens and ledger.
+
+    ``train.jsonl, heldout.jsonl, tokens/{train,heldout}/, ledger.json, ledger.md``.
+    """
 
     name: ClassVar[str] = "data"
     produces: ClassVar[Kind] = Kind.dataset
@@ -65,7 +67,8 @@ class Data:
             lambda n, name: ctx.progress(n, n, "rows read", source=name),
         )
         ctx.note(
-            f"{counted(len(found.train), 'row')} to train, {len(found.heldout)} held out; loading the tokenizer"
+            f"{counted(len(found.train), 'row')} to train, {len(found.heldout)} held out; "
+            "loading the tokenizer"
         )
         model = ctx.inputs["model"].path
         tokenizer = load_tokenizer(model)
@@ -219,7 +222,8 @@ def _notes(ledger: Ledger, tokenizer: Any, writing: _Writing) -> list[str]:
             notes.append(f"{source.name}: {counted(source.duplicates, 'duplicate row')}")
     if train.stop_share < 1:
         notes.append(
-            f"only {train.stops} of {train.turns} answers ({train.stop_share:.1%}) train their stop token: "
+            f"only {train.stops} of {train.turns} answers ({train.stop_share:.1%}) "
+            "train their stop token: "
             "a model that never learns to stop talks on"
         )
     strange = set(writing.seen_stops) - set(writing.model_stops)
@@ -237,7 +241,8 @@ def _notes(ledger: Ledger, tokenizer: Any, writing: _Writing) -> list[str]:
         )
     if train.joined:
         notes.append(
-            f"in {train.joined} of {train.turns} answers the tokenizer joins the end of the prompt with the "
+            f"in {train.joined} of {train.turns} answers the tokenizer joins the end of the prompt "
+            "with the "
             "start of the answer; that token is not trained"
         )
     if "strftime_now" in str(tokenizer.chat_template):
