@@ -1,1 +1,1 @@
-"""From rows of any format to tokens with a loss mask, and the ledger that accounts for every row."""
+"""From rows of any format to tokens with a loss mask, and a ledger that accounts for each row."""
