@@ -49,13 +49,8 @@ TIDY = """
 const style = document.createElement("style");
 style.textContent = ".modebar { display: none !important }";
 document.head.append(style);
-const panel = [...document.querySelectorAll("*")].find(
-  e => e.childElementCount === 0 && e.textContent.trim() === "MLflow Assistant"
-);
-for (let e = panel; e; e = e.parentElement) {
-  const buttons = e.querySelectorAll("button");
-  if (buttons.length) { buttons[buttons.length - 1].click(); break; }
-}
+const close = document.querySelector('[data-component-id="mlflow.assistant.chat_panel.close"]');
+if (close) close.click();
 """
 """Hides the charts' tool bars and closes the assistant's panel."""
 
@@ -134,6 +129,8 @@ def pages(store: Store) -> Iterator[tuple[str, str, str, bool]]:
 
 def main() -> None:
     """Take every screenshot."""
+    from selenium.common.exceptions import TimeoutException
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("workspace", type=Path)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "images")
@@ -142,11 +139,17 @@ def main() -> None:
     store, port = resolve(workspace.mlflow_uri, workspace), free_port("127.0.0.1")
     given.out.mkdir(parents=True, exist_ok=True)
     log = workspace.root / "mlflow-ui.log"
+    missed: list[str] = []
     with serving(store, "127.0.0.1", port, log), browser() as driver:
         for name, page, text, chart in pages(store):
             joint = "&" if "?" in page else "?"
             url = f"http://127.0.0.1:{port}/#/{page}{joint}workflowType=machine_learning"
-            photograph(driver, url, text, chart, given.out / f"{name}.png")
+            try:
+                photograph(driver, url, text, chart, given.out / f"{name}.png")
+            except TimeoutException:
+                missed.append(f"{name}: {text!r} did not appear on {url} in {DRAWN_S} s")
+    if missed:
+        sys.exit("\n".join(missed))
 
 
 if __name__ == "__main__":
