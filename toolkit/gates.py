@@ -65,13 +65,20 @@ def require(verdicts: Sequence[Verdict]) -> None:
         )
 
 
-def _bound(gate: GateSection, kind: str, bound: float, reports: Reports, rows: Mapping[str, int]) -> Verdict:
+def _bound(
+    gate: GateSection, kind: str, bound: float, reports: Reports, rows: Mapping[str, int]
+) -> Verdict:
     name = f"{gate.of}: {gate.metric} {kind} {_shown(bound)}"
     value = reports.get(gate.of, {}).get(gate.metric)
     if value is None:
         return _missing(name, gate.metric, gate.of, reports)
     passed = value >= bound if kind == "min" else value <= bound
-    relation = {("min", True): "at least", ("min", False): "below", ("max", True): "at most", ("max", False): "above"}
+    relation = {
+        ("min", True): "at least",
+        ("min", False): "below",
+        ("max", True): "at most",
+        ("max", False): "above",
+    }
     return Verdict(
         name,
         passed,
@@ -101,7 +108,9 @@ def _drop(gate: GateSection, bound: float, reports: Reports, rows: Mapping[str, 
 
 def _missing(gate: str, metric: str, subject: str, reports: Reports) -> Verdict:
     known = ", ".join(sorted(reports.get(subject, {}))) or "nothing"
-    return Verdict(gate, passed=False, message=f"{subject}: {metric} was not measured (measured: {known})")
+    return Verdict(
+        gate, passed=False, message=f"{subject}: {metric} was not measured (measured: {known})"
+    )
 
 
 def _counted(rows: int | None) -> str:
@@ -115,7 +124,10 @@ def _shown(value: float) -> str:
 def markdown(verdicts: Sequence[Verdict]) -> str:
     """A table for a pull request or a job summary."""
     lines = ["| gate | result | measured |", "|---|---|---|"]
-    lines += [f"| {_cell(v.gate)} | {'passed' if v.passed else '**failed**'} | {_cell(v.message)} |" for v in verdicts]
+    lines += [
+        f"| {_cell(v.gate)} | {'passed' if v.passed else '**failed**'} | {_cell(v.message)} |"
+        for v in verdicts
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -126,13 +138,21 @@ def _cell(text: str) -> str:
 def junit(verdicts: Sequence[Verdict], recipe: str) -> str:
     """JUnit XML with one test case per bound, as CI servers read it."""
     failed = sum(not verdict.passed for verdict in verdicts)
-    suite = ET.Element("testsuite", name=f"gates of {recipe}", tests=str(len(verdicts)), failures=str(failed), errors="0")
+    suite = ET.Element(
+        "testsuite",
+        name=f"gates of {recipe}",
+        tests=str(len(verdicts)),
+        failures=str(failed),
+        errors="0",
+    )
     for verdict in verdicts:
         case = ET.SubElement(suite, "testcase", classname=f"gates.{recipe}", name=verdict.gate)
         if verdict.passed:
             ET.SubElement(case, "system-out").text = verdict.message
         else:
-            ET.SubElement(case, "failure", message=verdict.message, type="GateFailedError").text = verdict.message
+            ET.SubElement(
+                case, "failure", message=verdict.message, type="GateFailedError"
+            ).text = verdict.message
     ET.indent(suite)
     return ET.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 

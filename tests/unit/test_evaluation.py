@@ -86,7 +86,9 @@ def test_report_has_means_intervals_and_the_worst_rows(tmp_path: Path):
         {"id": "1", "prediction": "a", "reference": "a", "scores": {"exact_match": 1.0}},
         {"id": "2", "prediction": "b", "reference": "c", "scores": {"exact_match": 0.0}},
     ]
-    report = Report("tuned", "engine", 2, 1, {"exact_match": Estimate(0.5, 0.0, 1.0)}, worst(results))
+    report = Report(
+        "tuned", "engine", 2, 1, {"exact_match": Estimate(0.5, 0.0, 1.0)}, worst(results)
+    )
     report.write(tmp_path)
     assert report.metrics() == {"exact_match": 0.5, "rows": 2.0}
     assert json.loads((tmp_path / "report.json").read_text())["metrics"]["exact_match"] == {
@@ -152,7 +154,12 @@ def test_requests_are_greedy_and_carry_limit_and_tools(url: str):
     tools = [{"type": "function", "function": {"name": "f"}}]
     Endpoint(url, "m").answer(row("hi", tools=tools), 7)
     (sent,) = Engine.seen
-    assert (sent["model"], sent["temperature"], sent["max_tokens"], sent["tools"]) == ("m", 0, 7, tools)
+    assert (sent["model"], sent["temperature"], sent["max_tokens"], sent["tools"]) == (
+        "m",
+        0,
+        7,
+        tools,
+    )
 
 
 def test_a_refused_request_shows_what_the_engine_said(url: str):
@@ -166,22 +173,39 @@ def test_a_reply_without_message_names_the_row(url: str):
 
 
 def test_an_engine_that_is_gone_is_an_engine_error():
-    with pytest.raises(EngineError, match=r"http://127\.0\.0\.1:9/v1/chat/completions cannot be reached"):
+    with pytest.raises(
+        EngineError, match=r"http://127\.0\.0\.1:9/v1/chat/completions cannot be reached"
+    ):
         Endpoint("http://127.0.0.1:9", "m").answer(row("x"), 1)
 
 
 def test_lm_eval_missing_names_tasks_and_the_way_out(tmp_path: Path):
-    with pytest.raises(NotInstalledError, match=r"evaluate\.lm_eval asks for arc_easy, but lm-eval is not installed") as e:
+    with pytest.raises(
+        NotInstalledError,
+        match=r"evaluate\.lm_eval asks for arc_easy, but lm-eval is not installed",
+    ) as e:
         lm_eval.run(LmEvalSection(tasks=("arc_easy",)), "http://x", "m", tmp_path, tmp_path, 4)
     assert "lm-eval[api]" in (e.value.hint or "")
 
 
 def test_lm_eval_asks_the_served_endpoint(tmp_path: Path):
     section = LmEvalSection(tasks=("arc_easy", "piqa"), limit=10)
-    words = lm_eval.command(section, "http://127.0.0.1:8000/v1", "tuned", tmp_path / "model", tmp_path / "out", 4)
+    words = lm_eval.command(
+        section, "http://127.0.0.1:8000/v1", "tuned", tmp_path / "model", tmp_path / "out", 4
+    )
     assert words[1:5] == ["-m", "lm_eval", "--model", "local-completions"]
-    assert f"model=tuned,base_url=http://127.0.0.1:8000/v1/completions,tokenizer={tmp_path / 'model'}" in words[6]
-    assert words[7:] == ["--tasks", "arc_easy,piqa", "--limit", "10", "--output_path", str(tmp_path / "out")]
+    assert (
+        f"model=tuned,base_url=http://127.0.0.1:8000/v1/completions,tokenizer={tmp_path / 'model'}"
+        in words[6]
+    )
+    assert words[7:] == [
+        "--tasks",
+        "arc_easy,piqa",
+        "--limit",
+        "10",
+        "--output_path",
+        str(tmp_path / "out"),
+    ]
 
 
 def test_lm_eval_results_become_flat_numbers():

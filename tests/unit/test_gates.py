@@ -71,7 +71,9 @@ def test_a_metric_that_was_not_measured_fails_its_gate():
 
 
 def test_a_drop_against_a_model_without_report_fails():
-    (found,) = gates.check([GateSection(of="gptq", metric="exact_match", max_drop=1)], {"gptq": REPORTS["gptq"]}, {})
+    (found,) = gates.check(
+        [GateSection(of="gptq", metric="exact_match", max_drop=1)], {"gptq": REPORTS["gptq"]}, {}
+    )
     assert found.message == "tuned: exact_match was not measured (measured: nothing)"
 
 
@@ -82,7 +84,10 @@ def test_every_bound_of_a_gate_is_checked():
 
 def test_require_lists_every_failure_and_exits_with_1():
     verdicts = gates.check(
-        [GateSection(of="base", metric="exact_match", min=0.5), GateSection(of="tuned", metric="exact_match", min=0.5)],
+        [
+            GateSection(of="base", metric="exact_match", min=0.5),
+            GateSection(of="tuned", metric="exact_match", min=0.5),
+        ],
         REPORTS,
         ROWS,
     )
@@ -96,7 +101,9 @@ def test_require_lists_every_failure_and_exits_with_1():
 
 
 def test_require_lets_a_passing_run_go_on():
-    gates.require(gates.check([GateSection(of="tuned", metric="exact_match", min=0.5)], REPORTS, ROWS))
+    gates.require(
+        gates.check([GateSection(of="tuned", metric="exact_match", min=0.5)], REPORTS, ROWS)
+    )
 
 
 def test_junit_counts_failures_and_escapes_text(tmp_path):

@@ -55,7 +55,14 @@ def test_contains_looks_anywhere_in_the_answer():
 
 @pytest.mark.parametrize(
     ("prediction", "reference", "wanted"),
-    [("the red car", "the red car", 1), ("a b", "b c", 0.5), ("x", "y", 0), ("", "", 1), ("", "y", 0), ("B a", "A b", 1)],
+    [
+        ("the red car", "the red car", 1),
+        ("a b", "b c", 0.5),
+        ("x", "y", 0),
+        ("", "", 1),
+        ("", "y", 0),
+        ("B a", "A b", 1),
+    ],
 )
 def test_token_f1_counts_shared_words(prediction, reference, wanted):
     assert score("token_f1", prediction, reference) == pytest.approx(wanted)
@@ -66,12 +73,16 @@ def test_token_f1_counts_a_repeated_word_as_often_as_both_have_it():
 
 
 def test_unknown_metric_names_the_likely_one():
-    with pytest.raises(UsageError, match=r"no metric is named 'exactmatch' \(did you mean 'exact_match'\?\)"):
+    with pytest.raises(
+        UsageError, match=r"no metric is named 'exactmatch' \(did you mean 'exact_match'\?\)"
+    ):
         load_metric("exactmatch", HERE)
 
 
 def test_user_function_gets_prediction_reference_and_row(tmp_path: Path):
-    (tmp_path / "mine.py").write_text("def f(prediction, reference, row):\n    return len(prediction) + row['bonus']\n")
+    (tmp_path / "mine.py").write_text(
+        "def f(prediction, reference, row):\n    return len(prediction) + row['bonus']\n"
+    )
     metric = load_metric("mine.py:f", tmp_path)
     assert metric("abc", "", {"id": "1", "bonus": 2}) == 5.0
 
@@ -84,20 +95,29 @@ def test_missing_file_of_a_user_metric_is_named(tmp_path: Path):
 
 def test_missing_function_of_a_user_metric_names_the_likely_one(tmp_path: Path):
     (tmp_path / "mine.py").write_text("def score(prediction, reference, row):\n    return 1\n")
-    with pytest.raises(UsageError, match=r"has no function 'scor' \(did you mean 'score'\?\)") as error:
+    with pytest.raises(
+        UsageError, match=r"has no function 'scor' \(did you mean 'score'\?\)"
+    ) as error:
         load_metric("mine.py:scor", tmp_path)
-    assert "def function(prediction: str, reference: str, row: dict) -> float" in (error.value.hint or "")
+    assert "def function(prediction: str, reference: str, row: dict) -> float" in (
+        error.value.hint or ""
+    )
 
 
 def test_a_user_file_that_cannot_be_imported_says_why(tmp_path: Path):
     (tmp_path / "mine.py").write_text("import no_such_module_here\n")
-    with pytest.raises(UsageError, match="cannot be imported: ModuleNotFoundError: No module named 'no_such_module_here'"):
+    with pytest.raises(
+        UsageError,
+        match="cannot be imported: ModuleNotFoundError: No module named 'no_such_module_here'",
+    ):
         load_metric("mine.py:f", tmp_path)
 
 
 def test_a_user_metric_that_raises_names_the_row(tmp_path: Path):
     (tmp_path / "mine.py").write_text("def f(prediction, reference, row):\n    return 1 / 0\n")
-    with pytest.raises(DataError, match=r"metric mine\.py:f on row r1 raised ZeroDivisionError: division by zero"):
+    with pytest.raises(
+        DataError, match=r"metric mine\.py:f on row r1 raised ZeroDivisionError: division by zero"
+    ):
         load_metric("mine.py:f", tmp_path)("", "", ROW)
 
 

@@ -18,10 +18,13 @@ SMOLLM2 = {"model.layers.0.self_attn.q_proj": 576, "model.layers.0.mlp.down_proj
 
 
 @pytest.mark.parametrize(
-    ("widths", "wanted"), [((4096, 14336), 128), ((576, 1536), 64), ((96,), 32), ((128,), 128), ((576, 96), 32)]
+    ("widths", "wanted"),
+    [((4096, 14336), 128), ((576, 1536), 64), ((96,), 32), ((128,), 128), ((576, 96), 32)],
 )
 def test_auto_takes_the_largest_group_that_divides_every_layer(widths, wanted):
-    assert choose_group_size({f"layer{n}": width for n, width in enumerate(widths)}, "auto") == wanted
+    assert (
+        choose_group_size({f"layer{n}": width for n, width in enumerate(widths)}, "auto") == wanted
+    )
 
 
 def test_a_group_size_that_does_not_divide_names_layer_numbers_and_sizes_that_work():
@@ -36,7 +39,10 @@ def test_a_group_size_that_does_not_divide_names_layer_numbers_and_sizes_that_wo
 def test_auto_without_any_fitting_size_names_the_layer_and_the_alternative():
     with pytest.raises(PreflightError) as error:
         choose_group_size({"fine": 64, "odd": 100}, "auto")
-    assert error.value.message == "no group size fits: odd has 100 inputs, which none of 128, 64, 32 divides"
+    assert (
+        error.value.message
+        == "no group size fits: odd has 100 inputs, which none of 128, 64, 32 divides"
+    )
     assert error.value.hint is not None
     assert "add 'odd' to the section's ignore list" in error.value.hint
     assert "int8" in error.value.hint
@@ -45,10 +51,16 @@ def test_auto_without_any_fitting_size_names_the_layer_and_the_alternative():
 def test_explicit_size_without_any_that_fits_says_none():
     with pytest.raises(PreflightError) as error:
         choose_group_size({"odd": 100}, 64)
-    assert error.value.hint == "sizes that divide every layer: none; add 'odd' to the section's ignore list"
+    assert (
+        error.value.hint
+        == "sizes that divide every layer: none; add 'odd' to the section's ignore list"
+    )
 
 
-@given(st.dictionaries(st.text(min_size=1), st.integers(1, 40000), min_size=1), st.sampled_from(["auto", *SIZES]))
+@given(
+    st.dictionaries(st.text(min_size=1), st.integers(1, 40000), min_size=1),
+    st.sampled_from(["auto", *SIZES]),
+)
 def test_a_chosen_size_always_divides(widths, asked):
     try:
         size = choose_group_size(widths, asked)
@@ -118,9 +130,13 @@ def test_report_shows_sizes_perplexities_and_both_answers(tmp_path):
     report.write(tmp_path, manifest, [question], full, small, 61.4)
     data = json.loads((tmp_path / "report.json").read_text())
     assert data["perplexity"] == 10.5
-    assert data["generations"] == [{"messages": question["messages"], "full": "full ```code```", "quantized": "small"}]
+    assert data["generations"] == [
+        {"messages": question["messages"], "full": "full ```code```", "quantized": "small"}
+    ]
     text = (tmp_path / "report.md").read_text()
-    assert text.startswith("# gptq, 4 bits, groups of 64\n\nQuantized in 61 s, calibrated on 32 rows.\n")
+    assert text.startswith(
+        "# gptq, 4 bits, groups of 64\n\nQuantized in 61 s, calibrated on 32 rows.\n"
+    )
     assert "| weights, MB | 270.0 | 113.2 |" in text
     assert "| perplexity on held-out rows | 10.000 | 10.500 |" in text
     assert "## Two\n" in text

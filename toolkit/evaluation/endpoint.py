@@ -42,12 +42,16 @@ class Endpoint:
         }
         if row.tools:
             body["tools"] = row.tools
-            body["tool_choice"] = "none"  # the template shows the tools; the answer stays text, as it was trained
+            body["tool_choice"] = (
+                "none"  # the template shows the tools; the answer stays text, as it was trained
+            )
         reply = self._post("/chat/completions", body)
         try:
             return reply["choices"][0]["message"]["content"] or ""
         except (KeyError, IndexError, TypeError) as error:
-            raise EngineError(f"{self.base} answered row {row.id} without a message: {json.dumps(reply)[:200]}") from error
+            raise EngineError(
+                f"{self.base} answered row {row.id} without a message: {json.dumps(reply)[:200]}"
+            ) from error
 
     def generate(
         self, rows: Sequence[HeldoutRow], *, limits: Sequence[int], concurrent: int
@@ -81,5 +85,6 @@ class Endpoint:
             ) from error
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise EngineError(
-                f"{self.base}{path} cannot be reached: {error}", "the engine may have died; its log says why"
+                f"{self.base}{path} cannot be reached: {error}",
+                "the engine may have died; its log says why",
             ) from error

@@ -11,7 +11,11 @@ from toolkit.evaluation.rows import HeldoutRow
 def prompt_ids(tokenizer: Any, row: HeldoutRow) -> list[int]:
     """Token ids of the question, rendered by the model's own template and open for the assistant's turn."""
     rendered = tokenizer.apply_chat_template(
-        list(row.prompt), tools=row.tools, add_generation_prompt=True, tokenize=True, return_dict=True
+        list(row.prompt),
+        tools=row.tools,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
     )
     return list(rendered["input_ids"])
 
@@ -19,12 +23,19 @@ def prompt_ids(tokenizer: Any, row: HeldoutRow) -> list[int]:
 def stop_ids(model: Any, tokenizer: Any) -> list[int]:
     """Tokens that end an answer: the generation config's and the tokenizer's."""
     configured = model.generation_config.eos_token_id
-    found = set(configured if isinstance(configured, list) else [configured]) | {tokenizer.eos_token_id}
+    found = set(configured if isinstance(configured, list) else [configured]) | {
+        tokenizer.eos_token_id
+    }
     return sorted(token for token in found if token is not None)
 
 
 def generate(
-    model: Any, tokenizer: Any, prompts: Sequence[list[int]], *, limits: Sequence[int], batch_size: int
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    *,
+    limits: Sequence[int],
+    batch_size: int,
 ) -> Iterator[tuple[int, str]]:
     """Yield (index of the prompt, answer) batch by batch.
 
@@ -39,22 +50,38 @@ def generate(
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        new = _decode(model, tokenizer, [prompts[i] for i in batch], stops, max(limits[i] for i in batch))
+        new = _decode(
+            model, tokenizer, [prompts[i] for i in batch], stops, max(limits[i] for i in batch)
+        )
         for index, ids in zip(batch, new, strict=True):
             kept = _until_stop(ids[: limits[index]], stops)
             # The clean-up of old tokenizers would take spaces before punctuation away.
-            yield index, tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            yield (
+                index,
+                tokenizer.decode(
+                    kept, skip_special_tokens=True, clean_up_tokenization_spaces=False
+                ),
+            )
 
 
 def _decode(
-    model: Any, tokenizer: Any, prompts: Sequence[list[int]], stops: Sequence[int], max_new_tokens: int
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    stops: Sequence[int],
+    max_new_tokens: int,
 ) -> list[list[int]]:
     import torch
     from transformers import GenerationConfig
 
-    inputs = tokenizer.pad({"input_ids": list(prompts)}, padding_side="left", return_tensors="pt").to(model.device)
+    inputs = tokenizer.pad(
+        {"input_ids": list(prompts)}, padding_side="left", return_tensors="pt"
+    ).to(model.device)
     settings = GenerationConfig(
-        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=list(stops), pad_token_id=tokenizer.pad_token_id
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(stops),
+        pad_token_id=tokenizer.pad_token_id,
     )
     with torch.inference_mode():
         output = model.generate(**inputs, generation_config=settings)  # [batch, prompt + new]

@@ -30,10 +30,15 @@ def perplexity_interval(losses: Sequence[tuple[float, int]]) -> Estimate:
     Args:
         losses: For each row its summed negative log-likelihood (nats) and its number of tokens.
     """
-    return _bootstrap([(loss, float(tokens)) for loss, tokens in losses], lambda loss, tokens: math.exp(loss / tokens))
+    return _bootstrap(
+        [(loss, float(tokens)) for loss, tokens in losses],
+        lambda loss, tokens: math.exp(loss / tokens),
+    )
 
 
-def _bootstrap(rows: Sequence[tuple[float, float]], statistic: Callable[[float, float], float]) -> Estimate:
+def _bootstrap(
+    rows: Sequence[tuple[float, float]], statistic: Callable[[float, float], float]
+) -> Estimate:
     def of(sample: Sequence[tuple[float, float]]) -> float:
         return statistic(sum(top for top, _ in sample), sum(bottom for _, bottom in sample))
 

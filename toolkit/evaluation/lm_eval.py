@@ -17,7 +17,9 @@ from toolkit.recipe.evaluate import LmEvalSection
 LOG_TAIL = 2000
 
 
-def command(section: LmEvalSection, url: str, model: str, tokenizer: Path, output: Path, concurrent: int) -> list[str]:
+def command(
+    section: LmEvalSection, url: str, model: str, tokenizer: Path, output: Path, concurrent: int
+) -> list[str]:
     """Arguments of the run. Completions, not chat: tasks that compare likelihoods need the prompt's log-probabilities."""
     arguments = {
         "model": model,
@@ -34,7 +36,9 @@ def command(section: LmEvalSection, url: str, model: str, tokenizer: Path, outpu
     ]  # fmt: skip
 
 
-def run(section: LmEvalSection, url: str, model: str, tokenizer: Path, output: Path, concurrent: int) -> dict[str, float]:
+def run(
+    section: LmEvalSection, url: str, model: str, tokenizer: Path, output: Path, concurrent: int
+) -> dict[str, float]:
     """Run the tasks; return ``{"<task>.<metric>": value}``.
 
     Raises:
@@ -57,7 +61,9 @@ def run(section: LmEvalSection, url: str, model: str, tokenizer: Path, output: P
         raise StepFailedError(f"lm_eval exited with {done.returncode}:\n{done.stdout[-LOG_TAIL:]}")
     newest = max(output.rglob("results*.json"), key=lambda file: file.stat().st_mtime, default=None)
     if newest is None:
-        raise StepFailedError(f"lm_eval wrote no results below {output}:\n{done.stdout[-LOG_TAIL:]}")
+        raise StepFailedError(
+            f"lm_eval wrote no results below {output}:\n{done.stdout[-LOG_TAIL:]}"
+        )
     return flatten(json.loads(newest.read_text(encoding="utf-8"))["results"])
 
 

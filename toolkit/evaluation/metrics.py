@@ -86,18 +86,26 @@ def load_metric(name: str, recipe_dir: Path) -> Metric:
 
 def _user_function(path: Path, function: str, name: str) -> Callable[..., Any]:
     if not path.is_file():
-        raise UsageError(f"metric {name}: there is no file {path}", "the path is relative to the recipe")
+        raise UsageError(
+            f"metric {name}: there is no file {path}", "the path is relative to the recipe"
+        )
     spec = importlib.util.spec_from_file_location(f"toolkit_metric_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise UsageError(f"metric {name}: {path} is not a Python file", "write 'file.py:function'")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # noqa: BLE001 - the user's file may raise anything
-        raise UsageError(f"metric {name}: {path} cannot be imported: {type(error).__name__}: {error}") from error
+    except Exception as error:
+        raise UsageError(
+            f"metric {name}: {path} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
     found = getattr(module, function, None)
     if not callable(found):
-        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        names = [
+            key
+            for key, value in vars(module).items()
+            if callable(value) and not key.startswith("_")
+        ]
         raise UsageError(
             f"metric {name}: {path} has no function {function!r}{close_match(function, names)}",
             "write def function(prediction: str, reference: str, row: dict) -> float",
@@ -112,7 +120,7 @@ def _checked(name: str, function: Callable[..., Any]) -> Metric:
         where = f"metric {name} on row {row.get('id', '?')}"
         try:
             score = function(prediction, reference, dict(row))
-        except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+        except Exception as error:
             raise DataError(f"{where} raised {type(error).__name__}: {error}") from error
         if not isinstance(score, int | float) or math.isnan(score):
             raise DataError(f"{where} returned {score!r}", "return a number; higher is better")

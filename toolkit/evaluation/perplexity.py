@@ -8,7 +8,9 @@ from typing import Any
 from toolkit.data.store import TokenRow
 
 
-def row_losses(model: Any, rows: Sequence[TokenRow], *, batch_size: int) -> Iterator[tuple[int, float, int]]:
+def row_losses(
+    model: Any, rows: Sequence[TokenRow], *, batch_size: int
+) -> Iterator[tuple[int, float, int]]:
     """Yield (index of the row, summed negative log-likelihood in nats, trained tokens), longest rows first.
 
     Rows are padded on the right, where causal attention never looks.
@@ -26,9 +28,9 @@ def _losses(model: Any, rows: Sequence[TokenRow]) -> list[float]:
     import torch
 
     longest = max(len(row.ids) for row in rows)
-    ids = np.zeros((len(rows), longest), np.int64)
-    targets = np.full((len(rows), longest), -100, np.int64)  # -100: not a target
-    attended = np.zeros((len(rows), longest), np.int64)
+    ids: Any = np.zeros((len(rows), longest), np.int64)
+    targets: Any = np.full((len(rows), longest), -100, np.int64)  # -100: not a target
+    attended: Any = np.zeros((len(rows), longest), np.int64)
     for place, row in enumerate(rows):
         ids[place, : len(row.ids)] = row.ids
         targets[place, : len(row.ids)] = np.where(row.trained, row.ids, -100)
@@ -36,7 +38,9 @@ def _losses(model: Any, rows: Sequence[TokenRow]) -> list[float]:
     device = model.device
     with torch.inference_mode():
         logits = model(
-            input_ids=torch.from_numpy(ids).to(device), attention_mask=torch.from_numpy(attended).to(device), use_cache=False
+            input_ids=torch.from_numpy(ids).to(device),
+            attention_mask=torch.from_numpy(attended).to(device),
+            use_cache=False,
         ).logits  # [batch, tokens, vocabulary]
         wanted = torch.from_numpy(targets).to(device)[:, 1:]
         return [_row_loss(row, target) for row, target in zip(logits[:, :-1], wanted, strict=True)]

@@ -35,7 +35,9 @@ class Report:
 
     def metrics(self) -> dict[str, float]:
         """Flat numbers for the manifest, MLflow and gates."""
-        return {name: estimate.value for name, estimate in self.estimates.items()} | {"rows": float(self.rows)}
+        return {name: estimate.value for name, estimate in self.estimates.items()} | {
+            "rows": float(self.rows)
+        }
 
     def write(self, folder: Path) -> None:
         """Write ``report.json`` and ``report.md``."""
@@ -44,7 +46,9 @@ class Report:
             "through": self.through,
             "rows": self.rows,
             "skipped": self.skipped,
-            "metrics": {n: {"value": e.value, "ci95": [e.low, e.high]} for n, e in self.estimates.items()},
+            "metrics": {
+                n: {"value": e.value, "ci95": [e.low, e.high]} for n, e in self.estimates.items()
+            },
         }
         (folder / "report.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
         (folder / "report.md").write_text(self.markdown(), encoding="utf-8")
@@ -55,11 +59,19 @@ class Report:
         if self.skipped:
             lines += [f"{self.skipped} rows have no answer to compare with and were skipped.", ""]
         lines += ["| metric | mean | 95 % interval |", "|---|---|---|"]
-        lines += [f"| {n} | {e.value:.4f} | {e.low:.4f} to {e.high:.4f} |" for n, e in self.estimates.items()]
+        lines += [
+            f"| {n} | {e.value:.4f} | {e.low:.4f} to {e.high:.4f} |"
+            for n, e in self.estimates.items()
+        ]
         if self.examples:
             lines += ["", "## Lowest scores"]
         for row in self.examples:
-            lines += ["", f"### {row['id']}", *_fenced("wanted", row["reference"]), *_fenced("got", row["prediction"])]
+            lines += [
+                "",
+                f"### {row['id']}",
+                *_fenced("wanted", row["reference"]),
+                *_fenced("got", row["prediction"]),
+            ]
         return "\n".join(lines) + "\n"
 
 
@@ -67,7 +79,7 @@ def worst(results: Iterable[Mapping[str, Any]], count: int = EXAMPLES) -> list[M
     """Results with the lowest mean score, in a stable order; perfect ones are left out."""
 
     def mean(row: Mapping[str, Any]) -> float:
-        return sum(row["scores"].values()) / len(row["scores"])
+        return float(sum(row["scores"].values()) / len(row["scores"]))
 
     flawed = [row for row in results if row["scores"] and mean(row) < 1]
     return sorted(flawed, key=lambda row: (mean(row), row["id"]))[:count]

@@ -55,6 +55,12 @@ def choose(rows: Iterable[HeldoutRow], limit: int) -> list[HeldoutRow]:
 def _row(index: int, data: Mapping[str, Any]) -> HeldoutRow:
     messages = tuple(data.get("messages") or ())
     reference = None
-    if messages and messages[-1]["role"] == "assistant" and isinstance(messages[-1].get("content"), str):
+    if (
+        messages
+        and messages[-1]["role"] == "assistant"
+        and isinstance(messages[-1].get("content"), str)
+    ):
         reference = messages[-1]["content"]
-    return HeldoutRow(index, data["id"], data, messages[:-1] if reference is not None else (), reference)
+    return HeldoutRow(
+        index, data["id"], data, messages[:-1] if reference is not None else (), reference
+    )

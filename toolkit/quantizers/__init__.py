@@ -62,6 +62,9 @@ class Quantizer(Protocol):
 
 QUANTIZERS = Registry(
     "quantization method",
-    {name: f"toolkit.quantizers.{name}:{name.capitalize()}" for name in ("gptq", "awq", "bnb", "int8", "fp8")},
+    {
+        name: f"toolkit.quantizers.{name}:{name.capitalize()}"
+        for name in ("gptq", "awq", "bnb", "int8", "fp8")
+    },
 )
 """Quantizer classes by method."""

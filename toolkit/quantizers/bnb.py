@@ -27,11 +27,23 @@ class Bnb:
                 bnb_4bit_compute_dtype=torch.bfloat16 if job.device == "cuda" else torch.float32,
                 **skipped,
             )
-            facts = {"bits": 4, "group_size": 64, "symmetric": True, "data_type": "nf4", "double_quantization": True}
+            facts = {
+                "bits": 4,
+                "group_size": 64,
+                "symmetric": True,
+                "data_type": "nf4",
+                "double_quantization": True,
+            }
         else:
             config = BitsAndBytesConfig(load_in_8bit=True, **skipped)
             facts = {"bits": 8, "group_size": None, "symmetric": True, "data_type": "int8"}
         model = AutoModelForCausalLM.from_pretrained(
-            job.model, quantization_config=config, dtype="auto", device_map=job.device, local_files_only=True
+            job.model,
+            quantization_config=config,
+            dtype="auto",
+            device_map=job.device,
+            local_files_only=True,
         )
-        return Quantized(model, facts | {"format": "bitsandbytes"}, ("bitsandbytes", "transformers", "torch"))
+        return Quantized(
+            model, facts | {"format": "bitsandbytes"}, ("bitsandbytes", "transformers", "torch")
+        )

@@ -52,7 +52,11 @@ def general_text(file: Path = GENERAL_TEXT) -> list[dict[str, Any]]:
 
 
 def token_rows(
-    chosen: Mix, store: TokenStore | None, general: Sequence[dict[str, Any]], tokenizer: Any, max_length: int
+    chosen: Mix,
+    store: TokenStore | None,
+    general: Sequence[dict[str, Any]],
+    tokenizer: Any,
+    max_length: int,
 ) -> list[list[int]]:
     """Token ids of the chosen rows: training rows from the token store, general ones by the model's template."""
     training = [store[index].ids.tolist() for index in chosen.training] if store is not None else []

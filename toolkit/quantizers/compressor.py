@@ -29,7 +29,10 @@ def input_sizes(model: Any, ignore: Sequence[str]) -> dict[str, int]:
     """Input width of every linear layer that is quantized, by name."""
     from compressed_tensors.utils import match_named_modules
 
-    return {name: layer.in_features for name, layer in match_named_modules(model, ["Linear"], list(ignore))}
+    return {
+        name: layer.in_features
+        for name, layer in match_named_modules(model, ["Linear"], list(ignore))
+    }
 
 
 def grouped_weights(model: Any, job: Job, bits: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -39,12 +42,20 @@ def grouped_weights(model: Any, job: Job, bits: int) -> tuple[dict[str, Any], di
         PreflightError: The recipe's group size does not divide a layer.
     """
     size = choose_group_size(input_sizes(model, job.section.ignore), job.section.group_size)
-    weights = {"num_bits": bits, "type": "int", "symmetric": True, "strategy": "group", "group_size": size}
+    weights = {
+        "num_bits": bits,
+        "type": "int",
+        "symmetric": True,
+        "strategy": "group",
+        "group_size": size,
+    }
     facts = {"bits": bits, "group_size": size, "symmetric": True, "format": "compressed-tensors"}
     return {"group_0": {"targets": ["Linear"], "weights": weights}}, facts
 
 
-def run(model: Any, modifiers: Sequence[Any], job: Job, facts: Mapping[str, Any], *, rows: bool = True) -> Quantized:
+def run(
+    model: Any, modifiers: Sequence[Any], job: Job, facts: Mapping[str, Any], *, rows: bool = True
+) -> Quantized:
     """Run modifiers over a model, in place.
 
     Args:
@@ -92,7 +103,8 @@ def _layers_reported(model: Any, job: Job, rows: bool) -> Iterator[None]:
             job.advance(index, len(layers), "layers")
 
     hooks = [
-        layer.register_forward_pre_hook(lambda *_, index=index: entered(index)) for index, layer in enumerate(layers)
+        layer.register_forward_pre_hook(lambda *_, index=index: entered(index))
+        for index, layer in enumerate(layers)
     ]
     try:
         yield
@@ -113,8 +125,8 @@ def _no_pinning_without_gpu() -> Iterator[None]:
         yield
         return
     original = IntermediatesCache.__dict__["_pin_intermediate"]
-    IntermediatesCache._pin_intermediate = classmethod(lambda cls, intermediate: None)  # noqa: SLF001
+    IntermediatesCache._pin_intermediate = classmethod(lambda cls, intermediate: None)
     try:
         yield
     finally:
-        IntermediatesCache._pin_intermediate = original  # noqa: SLF001
+        IntermediatesCache._pin_intermediate = original

@@ -17,6 +17,14 @@ class Fp8:
         from llmcompressor.modifiers.quantization import QuantizationModifier
 
         model = compressor.load_full(job.model, job.device)
-        facts = {"bits": 8, "activation_bits": 8, "group_size": None, "symmetric": True, "format": "compressed-tensors"}
-        modifier = QuantizationModifier(targets="Linear", scheme="FP8_DYNAMIC", ignore=list(job.section.ignore))
+        facts = {
+            "bits": 8,
+            "activation_bits": 8,
+            "group_size": None,
+            "symmetric": True,
+            "format": "compressed-tensors",
+        }
+        modifier = QuantizationModifier(
+            targets="Linear", scheme="FP8_DYNAMIC", ignore=list(job.section.ignore)
+        )
         return compressor.run(model, [modifier], job, facts, rows=False)

@@ -18,5 +18,7 @@ class Gptq:
 
         model = compressor.load_full(job.model, job.device)
         groups, facts = compressor.grouped_weights(model, job, job.section.bits or 4)
-        modifier = GPTQModifier(config_groups=groups, ignore=list(job.section.ignore), actorder="static")
+        modifier = GPTQModifier(
+            config_groups=groups, ignore=list(job.section.ignore), actorder="static"
+        )
         return compressor.run(model, [modifier], job, facts)

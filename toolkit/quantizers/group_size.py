@@ -40,7 +40,11 @@ def choose_group_size(input_sizes: Mapping[str, int], asked: int | Literal["auto
         raise PreflightError(
             f"group_size is {asked}, but {layer} has {width} inputs, and {width} / {asked} leaves {width % asked}",
             f"sizes that divide every layer: {_listed(fitting) or 'none'}; "
-            + ("write group_size: auto" if fitting else f"add {layer!r} to the section's ignore list"),
+            + (
+                "write group_size: auto"
+                if fitting
+                else f"add {layer!r} to the section's ignore list"
+            ),
         )
     return asked
 

@@ -17,6 +17,12 @@ class Int8:
         from llmcompressor.modifiers.gptq import GPTQModifier
 
         model = compressor.load_full(job.model, job.device)
-        facts = {"bits": 8, "activation_bits": 8, "group_size": None, "symmetric": True, "format": "compressed-tensors"}
+        facts = {
+            "bits": 8,
+            "activation_bits": 8,
+            "group_size": None,
+            "symmetric": True,
+            "format": "compressed-tensors",
+        }
         modifier = GPTQModifier(targets="Linear", scheme="W8A8", ignore=list(job.section.ignore))
         return compressor.run(model, [modifier], job, facts)

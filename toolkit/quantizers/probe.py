@@ -58,7 +58,9 @@ def measure(folder: Path, probe: Probe, device: str, advance: Advance) -> Behavi
     answers = dict(generate(model, tokenizer, prompts, limits=limits, batch_size=BATCH_SIZE))
     del model
     release(device)
-    return Behaviour(perplexity, tuple(answers[index] for index in range(len(prompts))), weights_mb(folder))
+    return Behaviour(
+        perplexity, tuple(answers[index] for index in range(len(prompts))), weights_mb(folder)
+    )
 
 
 def release(device: str) -> None:
@@ -79,7 +81,9 @@ def _perplexity(model: Any, rows: Sequence[TokenRow], advance: Advance) -> float
     from toolkit.evaluation.perplexity import row_losses
 
     total, tokens = 0.0, 0
-    for done, (_, loss, count) in enumerate(row_losses(model, rows, batch_size=BATCH_SIZE), start=1):
+    for done, (_, loss, count) in enumerate(
+        row_losses(model, rows, batch_size=BATCH_SIZE), start=1
+    ):
         total, tokens = total + loss, tokens + count
         advance(done, len(rows), "held-out rows")
     return math.exp(total / tokens) if tokens else None
@@ -87,6 +91,10 @@ def _perplexity(model: Any, rows: Sequence[TokenRow], advance: Advance) -> float
 
 def _prompt(question: Mapping[str, Any], tokenizer: Any) -> list[int]:
     rendered = tokenizer.apply_chat_template(
-        question["messages"], tools=question.get("tools"), add_generation_prompt=True, tokenize=True, return_dict=True
+        question["messages"],
+        tools=question.get("tools"),
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
     )
     return list(rendered["input_ids"])

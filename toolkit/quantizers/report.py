@@ -31,10 +31,16 @@ def write(
     pairs = list(zip(questions, full.answers, quantized.answers, strict=True))
     data = {
         **numbers(full, quantized, seconds),
-        "generations": [{"messages": q["messages"], "full": a, "quantized": b} for q, a, b in pairs],
+        "generations": [
+            {"messages": q["messages"], "full": a, "quantized": b} for q, a, b in pairs
+        ],
     }
-    (folder / "report.json").write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "report.md").write_text(markdown(manifest, pairs, full, quantized, seconds), encoding="utf-8")
+    (folder / "report.json").write_text(
+        json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    (folder / "report.md").write_text(
+        markdown(manifest, pairs, full, quantized, seconds), encoding="utf-8"
+    )
 
 
 def markdown(
@@ -47,7 +53,8 @@ def markdown(
     """Sizes, perplexities and answers side by side."""
     group = manifest.get("group_size")
     lines = [
-        f"# {manifest['method']}, {manifest['bits']} bits" + (f", groups of {group}" if group else ""),
+        f"# {manifest['method']}, {manifest['bits']} bits"
+        + (f", groups of {group}" if group else ""),
         "",
         f"Quantized in {seconds:.0f} s, calibrated on {manifest['calibration']['rows']} rows.",
         "",
@@ -56,7 +63,9 @@ def markdown(
         f"| weights, MB | {full.size_mb:.1f} | {quantized.size_mb:.1f} |",
     ]
     if full.perplexity is not None and quantized.perplexity is not None:
-        lines.append(f"| perplexity on held-out rows | {full.perplexity:.3f} | {quantized.perplexity:.3f} |")
+        lines.append(
+            f"| perplexity on held-out rows | {full.perplexity:.3f} | {quantized.perplexity:.3f} |"
+        )
     for question, ours, theirs in pairs:
         lines += ["", f"## {question['messages'][-1]['content'].splitlines()[0][:100]}"]
         lines += _answer("full", ours) + _answer("quantized", theirs)

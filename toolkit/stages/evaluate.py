@@ -81,14 +81,22 @@ class _Evaluation:
         tokenizer = load_tokenizer(self.ctx.inputs["model"].path)
         waiting = [row for row in self.asked if row.id not in self.answers]
         if len(waiting) < len(self.asked):
-            self.ctx.note(f"{len(self.asked) - len(waiting)} rows were scored before the interruption")
-        unmeasured = [row for row in self.rows if row.id not in self.losses] if self._wants_perplexity else []
+            self.ctx.note(
+                f"{len(self.asked) - len(waiting)} rows were scored before the interruption"
+            )
+        unmeasured = (
+            [row for row in self.rows if row.id not in self.losses]
+            if self._wants_perplexity
+            else []
+        )
         in_process = waiting if self.config.through == "transformers" else []
         if in_process or unmeasured:
             self._through_transformers(tokenizer, in_process, unmeasured)
         extra: dict[str, float] = {}
         if (self.config.through == "engine" and waiting) or self.config.lm_eval:
-            extra = self._through_engine(tokenizer, waiting if self.config.through == "engine" else [])
+            extra = self._through_engine(
+                tokenizer, waiting if self.config.through == "engine" else []
+            )
         return self._report(extra)
 
     @property
@@ -104,11 +112,20 @@ class _Evaluation:
 
         adapter = self.ctx.inputs.get("adapter")
         self.ctx.note("loading the model")
-        model = load_model(self.ctx.inputs["model"].path, self.ctx.device, adapter.path if adapter else None)
+        model = load_model(
+            self.ctx.inputs["model"].path, self.ctx.device, adapter.path if adapter else None
+        )
         if waiting:
             prompts = [prompt_ids(tokenizer, row) for row in waiting]
-            limits = [self._limit(row, prompt) for row, prompt in zip(waiting, prompts, strict=True)]
-            self._score(waiting, generate(model, tokenizer, prompts, limits=limits, batch_size=self.config.batch_size))
+            limits = [
+                self._limit(row, prompt) for row, prompt in zip(waiting, prompts, strict=True)
+            ]
+            self._score(
+                waiting,
+                generate(
+                    model, tokenizer, prompts, limits=limits, batch_size=self.config.batch_size
+                ),
+            )
         if unmeasured:
             self._measure(model, unmeasured)
         del model
@@ -130,7 +147,12 @@ class _Evaluation:
             self.ctx.note(f"lm-eval: {', '.join(self.config.lm_eval.tasks)}")
             folder = self.ctx.inputs["model"].path
             return lm_eval.run(
-                self.config.lm_eval, server.url, server.model_name, folder, self.ctx.output / "lm_eval", concurrent
+                self.config.lm_eval,
+                server.url,
+                server.model_name,
+                folder,
+                self.ctx.output / "lm_eval",
+                concurrent,
             )
 
     def _server(self, section: ServeSection) -> AbstractContextManager[Any]:
@@ -170,15 +192,26 @@ class _Evaluation:
         start, before = time.monotonic(), len(self.answers)
         for done, (index, prediction) in enumerate(answers, start=1):
             row = rows[index]
-            scores = {name: metric(prediction, row.reference or "", row.data) for name, metric in self.metrics.items()}
+            scores = {
+                name: metric(prediction, row.reference or "", row.data)
+                for name, metric in self.metrics.items()
+            }
             self.answers.add(row.id, {"prediction": prediction, "scores": scores})
             speed = done / (time.monotonic() - start)
-            self.ctx.progress(before + done, len(self.asked), "rows", **self._running(), rows_per_s=round(speed, 2))
+            self.ctx.progress(
+                before + done,
+                len(self.asked),
+                "rows",
+                **self._running(),
+                rows_per_s=round(speed, 2),
+            )
 
     def _running(self) -> dict[str, float]:
         """Mean of the first metric so far."""
         name = next(iter(self.metrics))
-        scores = [self.answers[row.id]["scores"][name] for row in self.asked if row.id in self.answers]
+        scores = [
+            self.answers[row.id]["scores"][name] for row in self.asked if row.id in self.answers
+        ]
         return {name: round(sum(scores) / len(scores), 4)}
 
     def _measure(self, model: Any, rows: Sequence[HeldoutRow]) -> None:
@@ -197,11 +230,15 @@ class _Evaluation:
         estimates = self._estimates()
         scored = len(self.asked) if self.metrics else len(self.rows)
         skipped = len(self.rows) - scored
-        report = Report(self.config.subject, self.config.through, scored, skipped, estimates, worst(results))
+        report = Report(
+            self.config.subject, self.config.through, scored, skipped, estimates, worst(results)
+        )
         report.write(self.ctx.output)
         self.ctx.log(0, **report.metrics(), **extra)
         intervals = {name: [e.low, e.high] for name, e in estimates.items()}
-        return StageResult(report.metrics() | extra, {"subject": self.config.subject, "ci95": intervals})
+        return StageResult(
+            report.metrics() | extra, {"subject": self.config.subject, "ci95": intervals}
+        )
 
     def _results(self) -> Iterator[dict[str, Any]]:
         for row in self.asked:
@@ -216,9 +253,12 @@ class _Evaluation:
 
     def _estimates(self) -> dict[str, Estimate]:
         found = {
-            name: mean_interval([self.answers[row.id]["scores"][name] for row in self.asked]) for name in self.metrics
+            name: mean_interval([self.answers[row.id]["scores"][name] for row in self.asked])
+            for name in self.metrics
         }
         if self._wants_perplexity:
             losses = [self.losses[row.id] for row in self.rows]
-            found[PERPLEXITY] = perplexity_interval([(each["loss"], each["tokens"]) for each in losses])
+            found[PERPLEXITY] = perplexity_interval(
+                [(each["loss"], each["tokens"]) for each in losses]
+            )
         return {name: found[name] for name in self.config.metrics}

@@ -58,13 +58,20 @@ class Quantize:
 
         quantizer = QUANTIZERS[config.quantize.method]()
         token_rows = rows.calibration if quantizer.calibrates else []
-        ctx.note(f"quantizing with {config.quantize.method}" + (f" on {len(token_rows)} rows" if token_rows else ""))
+        ctx.note(
+            f"quantizing with {config.quantize.method}"
+            + (f" on {len(token_rows)} rows" if token_rows else "")
+        )
         start = time.monotonic()
         batches = calibration.batches(token_rows)
-        quantized = quantizer.quantize(Job(source, config.quantize, ctx.device, batches, ctx.progress))
+        quantized = quantizer.quantize(
+            Job(source, config.quantize, ctx.device, batches, ctx.progress)
+        )
         _save(quantized.model, source, ctx.output)
         seconds = time.monotonic() - start
-        manifest = _manifest(config, quantized, token_rows, rows.mix, full.size_mb, probe.weights_mb(ctx.output))
+        manifest = _manifest(
+            config, quantized, token_rows, rows.mix, full.size_mb, probe.weights_mb(ctx.output)
+        )
         del quantized, batches
         probe.release(ctx.device)
 
@@ -88,10 +95,16 @@ class _Rows:
 
         tokenizer, general = load_tokenizer(model), calibration.general_text()
         store = TokenStore(dataset.path / "tokens" / "train") if dataset else None
-        mix = calibration.mix(len(store) if store else 0, len(general), config.quantize.calibration, config.seed)
+        mix = calibration.mix(
+            len(store) if store else 0, len(general), config.quantize.calibration, config.seed
+        )
         token_rows = calibration.token_rows(mix, store, general, tokenizer, config.max_length)
         left = [general[index] for index in mix.general_left]
-        probe = _dataset_probe(dataset.path) if dataset else _general_probe(left, tokenizer, config.max_length)
+        probe = (
+            _dataset_probe(dataset.path)
+            if dataset
+            else _general_probe(left, tokenizer, config.max_length)
+        )
         return cls(mix, token_rows, probe)
 
 
@@ -113,8 +126,13 @@ def _general_probe(left: list[dict[str, Any]], tokenizer: Any, max_length: int) 
     from toolkit.data.store import TokenRow
     from toolkit.quantizers.probe import Probe
 
-    ids = [np.array(calibration.tokenize(row, tokenizer)[:max_length], np.int32) for row in left[:HELDOUT_ROWS]]
-    questions = [{"messages": row["messages"][:-1]} for row in left if "messages" in row][:QUESTIONS]
+    ids = [
+        np.array(calibration.tokenize(row, tokenizer)[:max_length], np.int32)
+        for row in left[:HELDOUT_ROWS]
+    ]
+    questions = [{"messages": row["messages"][:-1]} for row in left if "messages" in row][
+        :QUESTIONS
+    ]
     return Probe([TokenRow(row, np.ones(len(row), bool)) for row in ids], questions)
 
 
@@ -123,7 +141,8 @@ def _require_full(source: Path) -> None:
 
     if method := quantization_method(source):
         raise PreflightError(
-            f"{source} is quantized already, by {method}", "quantize the full model: it knows what the packed one lost"
+            f"{source} is quantized already, by {method}",
+            "quantize the full model: it knows what the packed one lost",
         )
 
 

@@ -32,10 +32,15 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     core.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=512, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=512,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     core.train_from_iterator([row["text"] for row in general_text() if "text" in row], trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", bos_token="<|endoftext|>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<|im_end|>", bos_token="<|endoftext|>"
+    )
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
@@ -82,7 +87,10 @@ def _conversation(number: int) -> dict:
         {"role": "user", "content": f"What comes after {number}?"},
         {"role": "assistant", "content": str(number + 1)},
     ]
-    return {"id": hashlib.sha256(json.dumps(messages).encode()).hexdigest()[:16], "messages": messages}
+    return {
+        "id": hashlib.sha256(json.dumps(messages).encode()).hexdigest()[:16],
+        "messages": messages,
+    }
 
 
 def _write_tokens(folder: Path, rows: list[dict], model: Path) -> None:
@@ -94,7 +102,9 @@ def _write_tokens(folder: Path, rows: list[dict], model: Path) -> None:
     tokenizer = load_tokenizer(model)
     kept = []
     for row in rows:
-        whole = tokenizer.apply_chat_template(row["messages"], tokenize=True, return_dict=True)["input_ids"]
+        whole = tokenizer.apply_chat_template(row["messages"], tokenize=True, return_dict=True)[
+            "input_ids"
+        ]
         asked = tokenizer.apply_chat_template(
             row["messages"][:-1], add_generation_prompt=True, tokenize=True, return_dict=True
         )["input_ids"]

@@ -79,7 +79,11 @@ def test_quantized_model_keeps_its_perplexity_and_shrinks(case, made: Made):
 def test_manifest_says_how_it_was_made(case, made: Made):
     _, keys, bits, group, _ = case
     manifest = made.manifest
-    assert (manifest["method"], manifest["bits"], manifest["group_size"]) == (keys["method"], bits, group)
+    assert (manifest["method"], manifest["bits"], manifest["group_size"]) == (
+        keys["method"],
+        bits,
+        group,
+    )
     assert manifest["ignore"] == ["lm_head"]
     assert manifest["symmetric"] is True
     assert "torch" in manifest["libraries"]
@@ -103,7 +107,12 @@ def test_config_names_the_format_that_engines_read(case, made: Made):
 
 
 def test_folder_is_self_contained(made: Made, tiny_model: Path):
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+    for name in (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "generation_config.json",
+    ):
         assert (made.folder / name).read_bytes() == (tiny_model / name).read_bytes()
 
 
