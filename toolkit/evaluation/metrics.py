@@ -95,7 +95,7 @@ def _user_function(path: Path, function: str, name: str) -> Callable[..., Any]:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # noqa: BLE001 - the user's file may raise anything
+    except Exception as error:
         raise UsageError(
             f"metric {name}: {path} cannot be imported: {type(error).__name__}: {error}"
         ) from error
@@ -120,7 +120,7 @@ def _checked(name: str, function: Callable[..., Any]) -> Metric:
         where = f"metric {name} on row {row.get('id', '?')}"
         try:
             score = function(prediction, reference, dict(row))
-        except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+        except Exception as error:
             raise DataError(f"{where} raised {type(error).__name__}: {error}") from error
         if not isinstance(score, int | float) or math.isnan(score):
             raise DataError(f"{where} returned {score!r}", "return a number; higher is better")

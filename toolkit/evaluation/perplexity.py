@@ -28,9 +28,9 @@ def _losses(model: Any, rows: Sequence[TokenRow]) -> list[float]:
     import torch
 
     longest = max(len(row.ids) for row in rows)
-    ids = np.zeros((len(rows), longest), np.int64)
-    targets = np.full((len(rows), longest), -100, np.int64)  # -100: not a target
-    attended = np.zeros((len(rows), longest), np.int64)
+    ids: Any = np.zeros((len(rows), longest), np.int64)
+    targets: Any = np.full((len(rows), longest), -100, np.int64)  # -100: not a target
+    attended: Any = np.zeros((len(rows), longest), np.int64)
     for place, row in enumerate(rows):
         ids[place, : len(row.ids)] = row.ids
         targets[place, : len(row.ids)] = np.where(row.trained, row.ids, -100)

@@ -79,7 +79,7 @@ def worst(results: Iterable[Mapping[str, Any]], count: int = EXAMPLES) -> list[M
     """Results with the lowest mean score, in a stable order; perfect ones are left out."""
 
     def mean(row: Mapping[str, Any]) -> float:
-        return sum(row["scores"].values()) / len(row["scores"])
+        return float(sum(row["scores"].values()) / len(row["scores"]))
 
     flawed = [row for row in results if row["scores"] and mean(row) < 1]
     return sorted(flawed, key=lambda row: (mean(row), row["id"]))[:count]

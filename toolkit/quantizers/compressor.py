@@ -125,8 +125,8 @@ def _no_pinning_without_gpu() -> Iterator[None]:
         yield
         return
     original = IntermediatesCache.__dict__["_pin_intermediate"]
-    IntermediatesCache._pin_intermediate = classmethod(lambda cls, intermediate: None)  # noqa: SLF001
+    IntermediatesCache._pin_intermediate = classmethod(lambda cls, intermediate: None)
     try:
         yield
     finally:
-        IntermediatesCache._pin_intermediate = original  # noqa: SLF001
+        IntermediatesCache._pin_intermediate = original

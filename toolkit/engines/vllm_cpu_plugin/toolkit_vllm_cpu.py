@@ -1,0 +1,78 @@
+"""4- and 8-bit integer weights in vLLM on a CPU without AVX-512: dequantized once, when they are loaded.
+
+vLLM's build for such CPUs lacks the kernel ``cpu_gemm_wna16`` (0.32.0: its ``_C_AVX2`` library), but its kernel choice does
+not know: the model loads, and the first request dies with "'_C' object has no attribute 'cpu_gemm_wna16'".
+
+This folder goes on the engine's ``PYTHONPATH``; vLLM finds the entry point and calls :func:`register` in every process.
+It imports nothing of the toolkit, since it runs in the engine's environment.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def register() -> None:
+    """Put the dequantizing kernel first where the packed one is missing; do nothing anywhere else."""
+    import torch
+    from vllm.platforms import PlatformEnum, current_platform
+
+    if not current_platform.is_cpu() or hasattr(torch.ops._C, "cpu_gemm_wna16"):  # noqa: SLF001
+        return
+    from vllm.model_executor.kernels import linear
+
+    kernels = linear._POSSIBLE_KERNELS[PlatformEnum.CPU]  # noqa: SLF001
+    if all(kernel.__name__ != "DequantizedLinearKernel" for kernel in kernels):
+        kernels.insert(0, _kernel())
+
+
+def _kernel() -> Any:
+    import torch
+    from vllm.model_executor.kernels.linear.mixed_precision.MPLinearKernel import MPLinearKernel
+    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+    from vllm.scalar_type import scalar_types
+
+    class DequantizedLinearKernel(MPLinearKernel):
+        """As exact as the packed kernel, and as large and as fast as the full model."""
+
+        @classmethod
+        def get_min_capability(cls) -> int:
+            return -1
+
+        @classmethod
+        def can_implement(cls, c: Any) -> tuple[bool, str | None]:
+            if c.zero_points or c.weight_type not in (scalar_types.uint4b8, scalar_types.uint8b128):
+                return False, f"{c.weight_type} is not a symmetric 4- or 8-bit integer"
+            return True, None
+
+        def process_weights_after_loading(self, layer: Any) -> None:
+            packed = getattr(layer, self.w_q_name)  # [out, in / values per int32]
+            scales = getattr(layer, self.w_s_name)  # [out, groups]
+            bits = self.config.weight_type.size_bits
+            weight = unpack(packed.data, bits, packed.packed_dim)
+            if packed.input_dim == 0:
+                weight = weight.t()
+            by_output = scales.data if scales.output_dim == 0 else scales.data.t()
+            width = weight.shape[1] // by_output.shape[1]
+            full = weight.to(torch.float32) * by_output.to(torch.float32).repeat_interleave(width, 1)
+            layer.weight = torch.nn.Parameter(
+                full.to(self.config.act_type).contiguous(), requires_grad=False
+            )
+            for name in (self.w_q_name, self.w_s_name):
+                getattr(layer, name).data = torch.empty(0)
+            dispatch_cpu_unquantized_gemm(layer, remove_weight=True)
+
+        def apply_weights(self, layer: Any, x: Any, bias: Any = None) -> Any:
+            return layer.cpu_linear(x, layer.weight, bias)
+
+    return DequantizedLinearKernel
+
+
+def unpack(packed: Any, bits: int, dim: int) -> Any:
+    """Signed integers from int32 words that hold 32 / bits of them along ``dim``, the lowest bits first."""
+    import torch
+
+    shifts = torch.arange(0, 32, bits, dtype=torch.int32)
+    words = packed.movedim(dim, -1).unsqueeze(-1)  # [..., words, 1]
+    values = ((words >> shifts) & (2**bits - 1)) - 2 ** (bits - 1)
+    return values.flatten(-2).movedim(-1, dim)
