@@ -54,7 +54,9 @@ def _kernel() -> Any:
                 weight = weight.t()
             by_output = scales.data if scales.output_dim == 0 else scales.data.t()
             width = weight.shape[1] // by_output.shape[1]
-            full = weight.to(torch.float32) * by_output.to(torch.float32).repeat_interleave(width, 1)
+            full = weight.to(torch.float32) * by_output.to(torch.float32).repeat_interleave(
+                width, 1
+            )
             layer.weight = torch.nn.Parameter(
                 full.to(self.config.act_type).contiguous(), requires_grad=False
             )
