@@ -212,7 +212,7 @@ def test_parquet_rows_are_read(run, tmp_path):
 
 def test_a_file_that_is_no_parquet_is_refused(run, tmp_path):
     (tmp_path / "a.parquet").write_text("no")
-    with pytest.raises(DataError, match="a.parquet: not a readable Parquet file"):
+    with pytest.raises(DataError, match=r"a.parquet: not a readable Parquet file"):
         run(sources=[{"path": "a.parquet"}])
 
 

@@ -193,7 +193,7 @@ def test_a_row_that_the_template_refuses_is_named_or_counted():
     tok = tokenizer(STRICT)
     messages = [m("user", "a"), m("user", "b"), m("assistant", "c")]
     with pytest.raises(
-        DataError, match="a.jsonl:1: the chat template refuses the row: roles must alternate"
+        DataError, match=r"a.jsonl:1: the chat template refuses the row: roles must alternate"
     ):
         encode(tok, messages)
     counts = SplitCounts()
