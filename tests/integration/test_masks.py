@@ -94,7 +94,7 @@ def answers(messages, stop):
 
 
 def check(tok, messages, stop):
-    """One sequence, whose ids are the template's own, whose answers and nothing else are trained."""
+    """One sequence, whose ids are the template's own, whose answers and nothing else are trained."""  # noqa: E501
     (one,), counts = encode(tok, messages)
     assert one.ids.tolist() == tok.apply_chat_template(messages, tokenize=True, return_dict=False)
     assert trained(tok, one) == answers(messages, stop)
