@@ -1,4 +1,5 @@
-"""Small tokenizers with chat templates of the kinds that are in use: made here, so that no hub is needed."""
+"""Small tokenizers with chat templates of the kinds that are in use, made here without a hub."""
+# ruff: noqa: E501 - templates read better whole
 
 from transformers import PreTrainedTokenizerFast
 

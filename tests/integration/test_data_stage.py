@@ -127,7 +127,7 @@ def test_too_many_dropped_rows_stop_the_run_and_name_lines(run, tmp_path):
     with pytest.raises(DataError) as error:
         run(heldout={"fraction": 0})
     assert error.value.message.startswith(
-        "2 rows of 20 (10.00%) were dropped (2 too long), but data.max_dropped allows 5.00%\n  a.jsonl:4: "
+        "2 rows of 20 (10.00%) were dropped (2 too long), but data.max_dropped allows 5.00%\n  a.jsonl:4: "  # noqa: E501
     )
     assert "tokens, model.max_length is 128\n  a.jsonl:8: " in error.value.message
 
@@ -212,7 +212,7 @@ def test_parquet_rows_are_read(run, tmp_path):
 
 def test_a_file_that_is_no_parquet_is_refused(run, tmp_path):
     (tmp_path / "a.parquet").write_text("no")
-    with pytest.raises(DataError, match="a.parquet: not a readable Parquet file"):
+    with pytest.raises(DataError, match=r"a.parquet: not a readable Parquet file"):
         run(sources=[{"path": "a.parquet"}])
 
 

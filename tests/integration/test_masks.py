@@ -94,7 +94,7 @@ def answers(messages, stop):
 
 
 def check(tok, messages, stop):
-    """One sequence, whose ids are the template's own, whose answers and nothing else are trained."""
+    """One sequence, whose ids are the template's own, whose answers and nothing else are trained."""  # noqa: E501
     (one,), counts = encode(tok, messages)
     assert one.ids.tolist() == tok.apply_chat_template(messages, tokenize=True, return_dict=False)
     assert trained(tok, one) == answers(messages, stop)
@@ -193,7 +193,7 @@ def test_a_row_that_the_template_refuses_is_named_or_counted():
     tok = tokenizer(STRICT)
     messages = [m("user", "a"), m("user", "b"), m("assistant", "c")]
     with pytest.raises(
-        DataError, match="a.jsonl:1: the chat template refuses the row: roles must alternate"
+        DataError, match=r"a.jsonl:1: the chat template refuses the row: roles must alternate"
     ):
         encode(tok, messages)
     counts = SplitCounts()

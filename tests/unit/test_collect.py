@@ -104,7 +104,8 @@ def test_invalid_rows_stop_the_run_with_their_lines(tmp_path):
         collect(section(), tmp_path, seed=0)
     assert error.value.message == (
         "2 rows of 4 cannot be read:\n"
-        "  a.jsonl:2: not JSON: Expecting value at column 10; every line of a .jsonl file is one JSON object\n"
+        "  a.jsonl:2: not JSON: Expecting value at column 10; "
+        "every line of a .jsonl file is one JSON object\n"
         "  a.jsonl:3: the text is empty"
     )
     assert error.value.hint == (

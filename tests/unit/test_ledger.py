@@ -46,7 +46,8 @@ def test_truncated_rows_above_the_budget_stop_the_run():
     with pytest.raises(DataError) as error:
         book.check_budgets(1.0, 0.0)
     assert error.value.message == (
-        "1 row of 102 (0.98%) was truncated, but data.max_truncated allows 0.00%\n  a.jsonl:3: 600 tokens"
+        "1 row of 102 (0.98%) was truncated, but data.max_truncated allows 0.00%\n"
+        "  a.jsonl:3: 600 tokens"
     )
 
 

@@ -37,7 +37,7 @@ def test_another_seed_gives_another_order():
 
 
 def test_the_best_fit_is_taken():
-    # After 7 and 6, the 4 fits only the 6 exactly, the 3 only the 7: first fit would need a third sequence.
+    # The 4 goes to the 6 and the 3 to the 7; both are full then.
     assert sorted(sorted(s) for s in pack([7, 6, 4, 3], 10, 0)) == [[0, 3], [1, 2]]
 
 

@@ -1,4 +1,4 @@
-"""Answers are found in what the template renders; a template that cannot be trained on is refused."""
+"""Answers are found in what the template renders; what cannot be trained on is refused."""
 
 import pytest
 from hypothesis import given
@@ -93,8 +93,10 @@ def test_a_prompt_that_no_answer_begins_with_is_refused():
     with pytest.raises(TemplateError) as error:
         views(TWO[:2], forgetful)
     assert error.value.message == (
-        "message 2: the chat template asks for this answer with ...'<think>\\n' but shows the answer as "
-        "...'b<end>\\n' (they part at character 24): a model trained on the second would be served with the first"
+        "message 2: the chat template asks for this answer with "
+        "...'<think>\\n' but shows the answer as "
+        "...'b<end>\\n' (they part at character 24): "
+        "a model trained on the second would be served with the first"
     )
     assert "model.chat_template" in error.value.hint
 
@@ -106,8 +108,7 @@ def characters(text):
 
 def masked(text, start, end, tokens=None):
     ids, offsets = characters(text) if tokens is None else tokens
-    found = mask(ids, offsets, text, [Span(start, end)], {46})
-    return found
+    return mask(ids, offsets, text, [Span(start, end)], {46})
 
 
 def test_the_stop_token_is_trained_and_the_newline_after_it_is_not():

@@ -116,7 +116,8 @@ def test_a_python_function_yields_rows_and_gets_its_arguments(tmp_path):
     (tmp_path / "words.py").write_text("WORDS = ['a', 'b', 'c']\n")
     write(
         tmp_path,
-        "from words import WORDS\ndef rows(n):\n    for w in WORDS[:n]:\n        yield {'text': w}\n",
+        "from words import WORDS\ndef rows(n):\n"
+        "    for w in WORDS[:n]:\n        yield {'text': w}\n",
     )
     found = list(read_source(DataSource(python="gen.py:rows", arguments={"n": 2}), tmp_path))
     assert found == [

@@ -19,7 +19,7 @@ def test_the_id_is_16_hex_digits_and_does_not_depend_on_key_order():
 
 
 def test_the_id_of_a_row_never_changes():
-    # Splits of existing datasets depend on it: another value here moves rows between training and held-out.
+    # Splits of existing datasets depend on it: another value moves rows to the other side.
     assert content_id({"text": "hello"}) == "cbbbdcd27692344d"
 
 

@@ -31,8 +31,13 @@ def test_rows_read_back_as_written(tmp_path_factory, rows):
 
 def test_an_interrupted_write_is_no_store(tmp_path):
     row = TokenRow(np.array([1], dtype=np.int32), np.array([True]))
-    with pytest.raises(RuntimeError), TokenWriter(tmp_path / "t") as writer:
-        writer.append(row)
-        raise RuntimeError
+
+    def interrupted():
+        with TokenWriter(tmp_path / "t") as writer:
+            writer.append(row)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        interrupted()
     with pytest.raises(FileNotFoundError):
         TokenStore(tmp_path / "t")

@@ -170,4 +170,5 @@ class _Reading:
 def _values(raw: RawRow) -> Mapping[str, Any]:
     if raw.values is None:
         raise RowError(raw.problem or "unreadable")
-    return raw.values
+    values: Mapping[str, Any] = raw.values
+    return values

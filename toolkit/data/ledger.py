@@ -217,11 +217,8 @@ class Ledger:
         lines += [_line(s.name, s.format, *(getattr(s, c) for c in columns)) for s in self.sources]
         lines += ["", _line("", "train", "held out"), _line("---", "--:", "--:")]
         lines += [_line(name, a, b) for name, a, b in self._sides()]
-        lines += [
-            "",
-            f"Stop token: `{self.stop_token}`. Packed into {self.packed_sequences} sequences, "
-            f"{self.packing_efficiency:.1%} of their tokens are real.",
-        ]
+        packed = f"{self.packed_sequences} sequences, {self.packing_efficiency:.1%} of their tokens"
+        lines += ["", f"Stop token: `{self.stop_token}`. Packed into {packed} are real."]
         lines += [f"- {note}" for note in self.notes]
         return "\n".join(lines) + "\n"
 
@@ -245,10 +242,10 @@ class Ledger:
         rows.append(
             ("stop token trained", f"{self.train.stop_share:.1%}", f"{self.heldout.stop_share:.1%}")
         )
-        for name in self.train.lengths:
-            rows.append(
-                (f"length {name}", self.train.lengths[name], self.heldout.lengths.get(name, ""))
-            )
+        rows += [
+            (f"length {name}", length, self.heldout.lengths.get(name, ""))
+            for name, length in self.train.lengths.items()
+        ]
         return rows
 
 

@@ -20,7 +20,8 @@ class RawRow(NamedTuple):
 
     where: str
     """``tickets.jsonl:12``; ``rows.parquet row 3`` where a format has no lines."""
-    values: Mapping[str, Any] | None
+    values: Any
+    """The row by column; None when there is a problem."""
     problem: str | None = None
 
 
