@@ -254,6 +254,7 @@ def _module(path: Path, reference: str) -> ModuleType:
             f"{reference}: {path.name} is not a Python file", "write 'file.py:function'"
         )
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up while it is made
     sys.path.insert(0, str(path.parent))  # so that the file can import its neighbours
     try:
         spec.loader.exec_module(module)
