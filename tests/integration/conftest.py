@@ -1,4 +1,4 @@
-"""Tests that need torch run in a stage's environment; the core's pytest leaves their folders alone."""
+"""Tests that need torch run in a stage's environment; the core's pytest skips their folders."""
 
 from importlib.util import find_spec
 

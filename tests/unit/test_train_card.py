@@ -20,7 +20,11 @@ def front(card):
 
 def test_adapter_card_names_base_rank_and_how_to_serve_it():
     card = model_card(
-        "adapter", "fp32", FACTS, {"heldout_loss": 0.123456789}, {"name": "tickets", "seed": 3}
+        "adapter",
+        "fp32",
+        FACTS,
+        {"heldout_loss": 0.123456789},
+        {"recipe": "tickets", "seed": 3, "revision": None},
     )
     assert front(card) == {
         "base_model": "org/base-8B",
@@ -34,6 +38,7 @@ def test_adapter_card_names_base_rank_and_how_to_serve_it():
     assert "| layers | q_proj, v_proj |" in card
     assert "| held-out loss | 0.123457 |" in card
     assert "| seed | 3 |" in card
+    assert "revision" not in card
 
 
 def test_merged_card_says_what_the_adapter_was_merged_into():
@@ -47,7 +52,7 @@ def test_merged_card_says_what_the_adapter_was_merged_into():
 
 
 def test_full_card_speaks_of_no_adapter():
-    card = model_card("merged", "fp32", {"method": "full", "base": "org/b"}, {}, {"name": "x"})
+    card = model_card("merged", "fp32", {"method": "full", "base": "org/b"}, {}, {"recipe": "x"})
     assert "adapter" not in card
     assert "all weights fine-tuned, stored as fp32" in card
 

@@ -72,7 +72,7 @@ def test_no_trained_row_is_a_data_error():
 
 def test_a_row_that_is_too_long_is_named():
     with pytest.raises(
-        DataError, match="training row 7 has 65 tokens, more than model.max_length 64"
+        DataError, match=r"training row 7 has 65 tokens, more than model\.max_length 64"
     ):
         plan_steps([3, 7], [10, 65], TrainSection(), 64, 0)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
+
+from pydantic import Field
 
 from toolkit.errors import PreflightError
 from toolkit.recipe.base import Section
@@ -17,8 +20,8 @@ class ExportConfig(Section):
     format: Literal["adapter", "merged"]
     dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
     method: Literal["lora", "qlora", "full"] = "lora"
-    """How it was trained: after ``qlora`` the merge is into the dequantized base that training saw."""
-    card: dict[str, object] = {}
+    """How it was trained: after ``qlora`` the merge is into the dequantized base."""
+    card: dict[str, object] = Field(default_factory=dict)
     """Recipe values that the model card states."""
 
 
@@ -42,9 +45,12 @@ class Export:
                 "export.formats has 'adapter', but train.method is 'full': there is no adapter",
                 "write export.formats: [merged]",
             )
-        facts = dict(ctx.inputs["adapter"].facts) | {"method": config.method}
+        facts = dict(ctx.inputs["adapter"].facts) | {
+            "method": config.method,
+            "base": _base(config, ctx),
+        }
         if config.format == "adapter":
-            dtype, metrics = "fp32", _adapter(ctx)
+            dtype, metrics = "fp32", _adapter(facts["base"], ctx)
         elif config.method == "full":
             dtype, metrics = config.dtype, _full(config, ctx)
         else:
@@ -67,12 +73,22 @@ _KEPT = (
 )
 
 
-def _adapter(ctx: StageContext) -> dict[str, float]:
+def _base(config: ExportConfig, ctx: StageContext) -> str:
+    """Name of the base for people and hubs: the recipe's source unless that is a path."""
+    from toolkit.train.folder import base_id
+
+    model = ctx.inputs["model"]
+    return base_id(model.path, {"source": config.card.get("base")} | dict(model.facts))
+
+
+def _adapter(base: str, ctx: StageContext) -> dict[str, float]:
     from toolkit.train.folder import copy_companions
 
     source = ctx.inputs["adapter"].path
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        shutil.copyfile(source / name, ctx.output / name)
+    weights, settings = "adapter_model.safetensors", "adapter_config.json"
+    shutil.copyfile(source / weights, ctx.output / weights)
+    named = json.loads((source / settings).read_text()) | {"base_model_name_or_path": base}
+    (ctx.output / settings).write_text(json.dumps(named, indent=2, sort_keys=True) + "\n")
     copy_companions(ctx.inputs["model"].path, ctx.output)
     return {}
 
@@ -94,7 +110,13 @@ def _merged(config: ExportConfig, facts: Mapping[str, Any], ctx: StageContext) -
     base, adapter = ctx.inputs["model"], ctx.inputs["adapter"]
     ctx.note(f"merging in float32, storing as {config.dtype}")
     report = merge(
-        base.path, adapter.path, ctx.output, facts, config.dtype, _probe(ctx), ctx.device
+        base.path,
+        adapter.path,
+        ctx.output,
+        facts=facts,
+        dtype=config.dtype,
+        row=_probe(ctx),
+        device=ctx.device,
     )
     ctx.note(f"adapter and merged model differ by {report.merge_error:.2g} in a logit")
     return {

@@ -24,7 +24,7 @@ class TrainConfig(Section):
 
 
 class Train:
-    """Inputs ``model`` and ``dataset``. Writes a PEFT adapter (lora, qlora) or a model folder (full).
+    """Inputs ``model`` and ``dataset``. Writes a PEFT adapter, or with ``full`` a model folder.
 
     Beside the weights: tokenizer and chat template, ``metrics.jsonl``, ``loss.png``.
     """
@@ -53,7 +53,8 @@ class Train:
         effect = None if config.train.method == "full" else _effect(outcome.model, ctx)
         _save(outcome.model, config.train.method, ctx.output)
         copy_companions(ctx.inputs["model"].path, ctx.output)
-        title = f"{config.train.method} · {outcome.position.step} steps · {outcome.position.rows.seen} rows"
+        position = outcome.position
+        title = f"{config.train.method} · {position.step} steps · {position.rows.seen} rows"
         curves.draw(ctx.output / "metrics.jsonl", ctx.output / "loss.png", title)
         metrics = _metrics(outcome, effect)
         return StageResult(metrics, _facts(config, numerics, outcome, metrics, ctx))

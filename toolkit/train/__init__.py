@@ -1,1 +1,1 @@
-"""Supervised fine-tuning with a step loop of our own: batches, loss, optimizer and checkpoints are small rooms."""
+"""Supervised fine-tuning: a step loop of our own, with batches, loss and checkpoints beside it."""

@@ -1,4 +1,4 @@
-"""From rows to the arrays of one forward pass. Shapes: B sequences, T tokens in the longest, N targets."""
+"""From rows to the arrays of a forward pass: B sequences, T tokens in the longest, N targets."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 class Batch:
     """One forward pass.
 
-    Position ids alone keep packed rows apart: they restart at 0 with every row, and Transformers makes a
-    block-diagonal mask from that, but only without an attention mask and without a cache. Padding stands at the end
-    of a sequence and goes on counting: causal attention hides it from every real token, and a batch without packing
-    then needs no mask at all.
+    Position ids alone keep packed rows apart: they restart at 0 with every row, and Transformers
+    makes a block-diagonal mask from that, but only without an attention mask and without a cache.
+    Padding stands at the end of a sequence and goes on counting: causal attention hides it from
+    every real token, and a batch without packing then needs no mask at all.
     """
 
     ids: NDArray[np.int64]  # [B, T] token ids, 0 as padding
@@ -47,8 +47,8 @@ def collate(store: TokenStore, sequences: Sequence[Sequence[int]]) -> Batch:
 
     loaded = [[store[row] for row in sequence] for sequence in sequences]
     width = max(sum(len(row.ids) for row in rows) for rows in loaded)
-    ids = np.zeros((len(loaded), width), np.int64)
-    positions = np.zeros((len(loaded), width), np.int64)
+    ids: NDArray[np.int64] = np.zeros((len(loaded), width), np.int64)
+    positions: NDArray[np.int64] = np.zeros((len(loaded), width), np.int64)
     sources: list[NDArray[np.int64]] = []
     targets: list[NDArray[np.int64]] = []
     for line, rows in enumerate(loaded):

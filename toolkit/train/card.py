@@ -38,9 +38,9 @@ def model_card(
         dtype: Type of the stored weights.
         facts: Facts of the train artifact.
         numbers: Metrics of training and merging; those of :data:`NUMBERS` are shown.
-        recipe: Recipe values to state, shown as they are; ``name`` becomes the title.
+        recipe: Recipe values to state, shown as they are; ``recipe`` becomes the title.
     """
-    title = str(recipe.get("name", f"{facts.get('base', 'base')}, fine-tuned"))
+    title = str(recipe.get("recipe", f"{facts.get('base', 'base')}, fine-tuned"))
     parts = [_front_matter(form, facts), f"# {title}\n", _what(form, dtype, facts)]
     if form == "adapter":
         parts.append(_serving(title))
@@ -48,7 +48,7 @@ def model_card(
     shown = {label: f"{numbers[key]:.6g}" for key, label in NUMBERS.items() if key in numbers}
     if shown:
         parts.append("## Numbers of the run\n\n" + _table(shown))
-    rest = {key: value for key, value in recipe.items() if key != "name"}
+    rest = {key: value for key, value in recipe.items() if key != "recipe" and value is not None}
     if rest:
         parts.append("## Recipe\n\n" + _table({key: _plain(value) for key, value in rest.items()}))
     return "\n".join(parts)
@@ -77,7 +77,8 @@ def _what(form: Format, dtype: str, facts: Mapping[str, Any]) -> str:
         into = (
             "the dequantized 4-bit weights" if facts.get("trained_on") == "nf4" else "the weights"
         )
-        held = f"{base} with its adapter merged into {into} that training saw, in float32, stored as {dtype}."
+        how = f"merged into {into} that training saw, in float32, stored as {dtype}"
+        held = f"{base} with its adapter {how}."
     return f"{held}\nThe chat template in this folder is the one it was trained with.\n"
 
 

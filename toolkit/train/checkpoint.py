@@ -18,9 +18,10 @@ import random
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from toolkit.errors import ArtifactError
+from toolkit.stages import StageContext
 from toolkit.train.model import trainable
 from toolkit.train.order import RowLedger
 
@@ -69,8 +70,8 @@ def newest(folder: Path) -> Path | None:
     return complete[-1] if complete else None
 
 
-def load(checkpoint: Path, model: Any, optimizer: Any, metrics: Path) -> Position:
-    """Put model, optimizer and random generators back to where the checkpoint was; restore the log.
+def load(checkpoint: Path, model: Any, optimizer: Any) -> Position:
+    """Put model, optimizer and random generators back to where the checkpoint was.
 
     Raises:
         ArtifactError: A file is damaged, or the weights are those of another model.
@@ -88,11 +89,19 @@ def load(checkpoint: Path, model: Any, optimizer: Any, metrics: Path) -> Positio
         raise _unusable(checkpoint, str(error)) from error
     _copy_weights(checkpoint, dict(trainable(model)), weights)
     optimizer.load_state_dict(optimizer_state)
-    if (checkpoint / "metrics.jsonl").exists():
-        shutil.copyfile(checkpoint / "metrics.jsonl", metrics)
     _restore_generators(generators, state["generators"])
     position = state["position"]
     return Position(**(position | {"rows": RowLedger(**position["rows"])}))
+
+
+def restore_log(checkpoint: Path, ctx: StageContext) -> None:
+    """Log again what was logged before the checkpoint, so that file and tracked run are whole."""
+    saved = checkpoint / "metrics.jsonl"
+    if not saved.exists():
+        return
+    for line in map(json.loads, saved.read_text().splitlines()):
+        ctx.log(line["step"], **line["metrics"])
+    shutil.copyfile(saved, ctx.output / "metrics.jsonl")  # with the times at which it happened
 
 
 def _complete(folder: Path) -> list[Path]:
@@ -116,7 +125,7 @@ def _copy_weights(checkpoint: Path, into: dict[str, Any], weights: dict[str, Any
 def _unusable(checkpoint: Path, why: str) -> ArtifactError:
     return ArtifactError(
         f"checkpoint {checkpoint} cannot be used: {why}",
-        f"remove that folder to go on from an older checkpoint, or {checkpoint.parent} to start anew",
+        f"remove it to go on from an older checkpoint, or {checkpoint.parent} to start anew",
     )
 
 
@@ -130,7 +139,7 @@ def _torch_generators() -> dict[str, Any]:
 def _plain_generators() -> dict[str, Any]:
     import numpy as np
 
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002 - libraries draw from the global generator
+    name, keys, *rest = cast("tuple[Any, ...]", np.random.get_state())
     return {"python": random.getstate(), "numpy": [name, keys.tolist(), *rest]}
 
 
@@ -143,11 +152,11 @@ def _restore_generators(torch_states: dict[str, Any], plain: dict[str, Any]) -> 
         torch.cuda.set_rng_state_all(torch_states["cuda"])
     version, words, gauss = plain["python"]
     random.setstate((version, tuple(words), gauss))
-    np.random.set_state(tuple(plain["numpy"]))  # noqa: NPY002
+    np.random.set_state(tuple(plain["numpy"]))
 
 
 def _flush(folder: Path) -> None:
-    """Bytes reach the disk before the folder gets its final name, so that a power cut leaves no hollow checkpoint."""
+    """Bring all bytes to the disk, so that a power cut after the rename leaves nothing hollow."""
     for path in [*folder.iterdir(), folder]:
         handle = os.open(path, os.O_RDONLY)
         try:

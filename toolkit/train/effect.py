@@ -1,4 +1,4 @@
-"""An adapter must act: one that trains and does nothing is the most silent failure of this field."""
+"""An adapter must act: one that trains and does nothing is the most silent failure."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def adapter_effect(model: Any, row: TokenRow) -> float:
     products = [weight for name, weight in model.named_parameters() if "lora_B" in name]
     if not any(bool(weight.detach().any()) for weight in products):
         raise StepFailedError(
-            f"training left all {len(products)} adapter matrices B at zero: the adapter does nothing",
+            f"training left all {len(products)} adapter matrices B at zero: it does nothing",
             "look at the learning rate, the number of steps and the loss in metrics.jsonl",
         )
     adapted = row_logits(model, row)

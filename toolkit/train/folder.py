@@ -1,4 +1,4 @@
-"""What travels with weights so that a folder is self-contained: tokenizer, chat template, generation config."""
+"""What makes a folder self-contained: tokenizer, chat template, generation config."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ COMPANIONS = (
 def copy_companions(source: Path, target: Path) -> list[str]:
     """Copy the files of :data:`COMPANIONS` that ``source`` has, byte for byte; return their names.
 
-    Bytes, not a tokenizer loaded and saved again: the template that is served must be the one that was trained with.
+    Bytes, not a tokenizer loaded and saved again: the template that is served must be the one that
+    was trained with.
     """
     found = [name for name in COMPANIONS if (source / name).is_file()]
     for name in found:
@@ -43,7 +44,7 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def base_id(folder: Path, facts: Mapping[str, Any]) -> str:
-    """Name of a base model that means the same on another machine: the recipe's source, never a path.
+    """Name of a base that means the same on another machine: the recipe's source, never a path.
 
     Args:
         folder: The base's folder, whose ``config.json`` may name where it came from.
@@ -61,7 +62,7 @@ def _is_path(text: str) -> bool:
 
 
 def store_as(source: Path, target: Path, dtype: str) -> None:
-    """Store a model folder's weights as another type, one shard at a time; equal types are linked, not copied.
+    """Store weights as another type, one shard at a time; equal types are linked, not copied.
 
     Args:
         source: Folder with ``config.json`` and safetensors.

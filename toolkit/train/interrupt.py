@@ -8,7 +8,7 @@ from typing import Any, Self
 
 
 class StopOnTerm:
-    """While entered, SIGTERM sets :attr:`requested` and does nothing else; the loop looks at it between steps."""
+    """While entered, SIGTERM only sets :attr:`requested`; the loop looks at it between steps."""
 
     def __init__(self) -> None:
         self.requested = False

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def _head_only_at(model: Any, sources: torch.Tensor) -> Iterator[None]:
-    """Let the output head see only the hidden states at ``sources`` [N]: logits become [N, V] in place of [B, T, V].
+    """Show the output head only the hidden states at ``sources`` [N]: logits become [N, V].
 
-    A hook, and not a call of decoder and head by hand, because models do things after the head (Gemma caps logits,
-    Granite and Cohere scale them): all of it is elementwise and goes on working.
+    A hook, and not a call of decoder and head by hand, because models do things after the head
+    (Gemma caps logits, Granite and Cohere scale them): that is elementwise and goes on working.
     """
 
     def select(_module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -49,7 +49,7 @@ def summed_loss(model: Any, batch: Batch) -> torch.Tensor:
         logits = model(
             input_ids=torch.from_numpy(batch.ids).to(device),
             position_ids=torch.from_numpy(batch.positions).to(device),
-            use_cache=False,  # with a cache, Transformers ignores restarting positions and packed rows leak
+            use_cache=False,  # with a cache, restarting positions are ignored and packed rows leak
         ).logits  # [N, V]
     targets = torch.from_numpy(batch.targets).to(device)
     return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")

@@ -14,7 +14,7 @@ from toolkit.train.folder import copy_companions
 from toolkit.train.model import Numerics, Precision, load_base, torch_dtype
 
 MERGE_TOLERANCE = 1e-2
-"""Largest difference of a logit between the adapter on its base and the merged model, both in float32."""
+"""Largest difference of a logit, adapter on its base to merged model, both in float32."""
 
 SHARD = "5GB"
 
@@ -34,19 +34,20 @@ def merge(
     base: Path,
     adapter: Path,
     output: Path,
+    *,
     facts: Mapping[str, Any],
     dtype: str,
     row: TokenRow,
     device: str,
 ) -> MergeReport:
-    """Write the merged model into ``output``: sharded safetensors, config, tokenizer, template, generation config.
+    """Write the merged model into ``output``, as a self-contained folder with sharded safetensors.
 
     Args:
         base: Folder of the base model.
         adapter: Folder of the PEFT adapter.
         output: Where to write.
-        facts: What training said of the adapter: ``trained_on`` (``nf4`` merges into the dequantized 4-bit base)
-            and ``precision``.
+        facts: What training said of the adapter: ``trained_on`` (``nf4`` merges into the
+            dequantized 4-bit base) and ``precision``.
         dtype: ``bf16``, ``fp16`` or ``fp32``, of the stored weights.
         row: A held-out row on which adapter and merged model are compared.
         device: ``cpu`` or ``cuda``; one float32 copy of the model must fit there.
@@ -83,18 +84,18 @@ def merge(
     )
 
 
-def float_base(folder: Path, precision: Precision, quantized: bool, device: str) -> Any:  # noqa: FBT001
+def float_base(folder: Path, precision: Precision, quantized: bool, device: str) -> Any:
     """The base in float32, as training saw it.
 
-    After QLoRA that is the 4-bit base, dequantized: quantized from the same number format as in training, because
-    rounding to bf16 first gives other 4-bit codes.
+    After QLoRA that is the 4-bit base, dequantized; it is quantized from the same number format as
+    in training, because rounding to bf16 first gives other 4-bit codes.
     """
     import torch
 
     model = load_base(folder, Numerics(precision, quantized), device)
     if quantized:
         model = model.dequantize()
-        model._weight_conversions = []  # noqa: SLF001 - else saving tries to write the 4-bit layout again
+        model._weight_conversions = []
         model.config.__dict__.pop("quantization_config", None)
     return model.to(torch.float32)
 
@@ -118,7 +119,7 @@ def read_back(folder: Path, row: TokenRow, device: str) -> Any:
     wrong = sorted([*loading["missing_keys"], *loading["unexpected_keys"]])
     if wrong:
         raise StepFailedError(
-            f"the merged folder does not load: {len(wrong)} weights are missing or unknown, e.g. {wrong[0]}",
+            f"the merged folder lacks or has unknown weights: {len(wrong)}, e.g. {wrong[0]}",
             "serve the adapter unmerged (serve.models: [tuned]) and report this with the recipe",
         )
     return row_logits(model.to(device), row)

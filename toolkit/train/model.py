@@ -47,7 +47,7 @@ def numerics_for(config: TrainSection, device: str) -> Numerics:
 
 
 def use_cores() -> None:
-    """Compute on the cores this process may use, or on ``OMP_NUM_THREADS``; torch counts those of the machine."""
+    """Compute on ``OMP_NUM_THREADS`` or the cores this process may use, not on all there are."""
     import os
 
     import torch
@@ -125,7 +125,7 @@ def resolve_targets(
     for target in wanted:
         if not any(name == target or name.endswith(f".{target}") for name in layers):
             raise PreflightError(
-                f"train.lora.targets names {target!r}, but this model has no linear layer of that name"
+                f"train.lora.targets names {target!r}, but the model has no such linear layer"
                 f"{close_match(target, suffixes)}",
                 f"its linear layers: {', '.join(suffixes)}",
             )
@@ -138,7 +138,7 @@ def add_adapter(model: Any, lora: LoraSection, base_id: str) -> Any:
     Args:
         model: A base from :func:`load_base`.
         lora: Rank, alpha, dropout, targets.
-        base_id: What ``adapter_config.json`` names as the base; must mean something on another machine.
+        base_id: What ``adapter_config.json`` names as the base: never a path.
 
     Raises:
         PreflightError: A target is not in the model.
@@ -163,7 +163,7 @@ def build_model(
 ) -> Any:
     """The model to train, in training mode, with the right weights trainable.
 
-    ``full`` keeps its weights in float32 and computes in bf16 by autocast: small updates vanish in bf16 weights.
+    ``full`` keeps float32 weights and computes in bf16 by autocast: small updates vanish in bf16.
     """
     from toolkit.train.folder import base_id
 
@@ -177,8 +177,16 @@ def build_model(
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if config.method != "full":
         model = add_adapter(model, config.lora, base_id(folder, facts))
+    elif numerics.precision == "bf16":
+        _compute_in_bf16(model)
     model.train()
     return model
+
+
+def _compute_in_bf16(model: Any) -> None:
+    import torch
+
+    model.forward = torch.autocast(model.device.type, torch.bfloat16)(model.forward)
 
 
 def trainable(model: Any) -> Iterator[tuple[str, Any]]:

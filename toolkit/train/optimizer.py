@@ -11,7 +11,7 @@ from toolkit.recipe.train import TrainSection
 def build_optimizer(model: Any, config: TrainSection) -> Any:
     """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) over the trainable weights.
 
-    Weight decay acts on matrices only: norms and biases are scales and shifts, and pulling them to zero hurts.
+    Weight decay acts on matrices only: pulling norms and biases to zero hurts.
 
     Raises:
         NotInstalledError: ``adamw_8bit`` without bitsandbytes.

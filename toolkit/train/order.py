@@ -1,7 +1,8 @@
-"""Which rows go into which optimizer step: planned whole before the first step, from lengths and a seed alone.
+"""Which rows go into which optimizer step: planned before the first one, from lengths and a seed.
 
-Nesting, from the outside: a step holds micro-batches, a micro-batch sequences, a sequence row numbers (one row, or
-several packed). A resumed run makes the same plan again and skips what was done; the ledger proves that it did.
+Nesting, from the outside: a step holds micro-batches, a micro-batch sequences, a sequence row
+numbers (one row, or several packed). A resumed run makes the same plan again and skips what was
+done; the ledger proves that it did.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ Rows = list[int]  # rows of one sequence
 MicroBatch = list[Rows]  # sequences of one forward pass
 
 BUCKET = 32
-"""Micro-batches that are sorted by length together when rows are padded: less padding, still a random order."""
+"""Micro-batches sorted by length together when rows are padded: less padding, still random."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Step:
 
 @dataclass
 class RowLedger:
-    """Which rows were seen, in which order: a count and a chained sha256 that a checkpoint can carry."""
+    """Which rows were seen, in which order: a count and a chained sha256 for checkpoints."""
 
     seen: int = 0
     digest: str = ""
@@ -61,8 +62,9 @@ def plan_steps(
 ) -> list[Step]:
     """All optimizer steps of a run.
 
-    Every epoch is shuffled (and packed) anew and sees each row exactly once. A step never reaches into the next
-    epoch, so the last one of an epoch may be smaller. A fraction of an epoch is its first steps.
+    Every epoch is shuffled (and packed) anew and sees each row exactly once. A step never reaches
+    into the next epoch, so the last one of an epoch may be smaller. A fraction of an epoch is its
+    first steps.
 
     Args:
         rows: Rows to train on.
@@ -78,9 +80,7 @@ def plan_steps(
     steps: list[Step] = []
     epoch = 0
     while not _enough(steps, epoch, config):
-        batches = micro_batches(
-            rows, lengths, config.batch_size, max_length, config.packing, (seed, epoch)
-        )
+        batches = micro_batches(rows, lengths, config, max_length, (seed, epoch))
         taken = _group(epoch, batches, config.gradient_accumulation)
         if config.max_steps is None and config.epochs - epoch < 1:
             taken = taken[: math.ceil((config.epochs - epoch) * len(taken))]
@@ -92,16 +92,16 @@ def plan_steps(
 def micro_batches(
     rows: Sequence[int],
     lengths: Sequence[int],
-    batch_size: int,
+    config: TrainSection,
     max_length: int,
-    packing: bool,  # noqa: FBT001
     seed: tuple[int, int],
 ) -> list[MicroBatch]:
-    """Every row once, in micro-batches of ``batch_size`` sequences, shuffled by ``seed``."""
+    """Every row once, in micro-batches of ``config.batch_size`` sequences, shuffled by ``seed``."""
     import numpy as np
 
     random = np.random.default_rng(seed)
-    if packing:
+    batch_size = config.batch_size
+    if config.packing:
         from toolkit.data.packing import pack
 
         packed = pack(lengths, max_length, int(random.integers(2**31)))
@@ -132,11 +132,12 @@ def _check(rows: Sequence[int], lengths: Sequence[int], max_length: int) -> None
     if not rows:
         raise DataError(
             "the training rows have no trained token: nothing to learn from",
-            "look at the ledger of the data step: which role is an answer, and does the chat template render it?",
+            "look at the ledger of the data step: does the chat template render the answers?",
         )
     longest = max(range(len(rows)), key=lambda i: lengths[i])
     if lengths[longest] > max_length:
         raise DataError(
-            f"training row {rows[longest]} has {lengths[longest]} tokens, more than model.max_length {max_length}",
+            f"training row {rows[longest]} has {lengths[longest]} tokens, "
+            f"more than model.max_length {max_length}",
             "the data step drops or truncates such rows: run it again with this model.max_length",
         )

@@ -72,7 +72,7 @@ def fine_tune(
             started = time.perf_counter()
             rate = config.learning_rate * factor(position.step, total, warmup, config.schedule)
             set_learning_rate(optimizer, rate)
-            loss, tokens, trained = _gradients(model, step, rows, position.step, numerics, ctx)
+            loss, tokens, trained = _gradients(model, step, rows, position.step, ctx)
             norm = _clip(model, config.max_grad_norm, position.step, step)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -96,13 +96,13 @@ def fine_tune(
                 )
             _report(ctx, position, total, loss)
             if rows.heldout_batches and (last or _due(position.step, config.evaluate_every)):
-                heldout_loss = _heldout_loss(model, rows, numerics, ctx)
+                heldout_loss = _heldout_loss(model, rows, ctx)
                 ctx.log(position.step, heldout_loss=heldout_loss)
             if not last and (stop.requested or _due(position.step, config.checkpoint_every)):
                 _save(model, optimizer, position, ctx)
             if not last and stop.requested:
                 raise StepFailedError(
-                    f"training was asked to stop (SIGTERM) and did so after step {position.step} of {total}",
+                    f"training was asked to stop (SIGTERM), after step {position.step} of {total}",
                     "a checkpoint is kept: run the same command again and it goes on from there",
                 )
     _prove_each_row_once(position, rows.steps)
@@ -115,17 +115,8 @@ def seed_everything(seed: int) -> None:
     import torch
 
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries draw from the global generator
+    np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-def autocast(numerics: Numerics, model: Any) -> Any:
-    """bf16 arithmetic over float32 weights, which is how ``full`` trains; a frozen bf16 base needs none."""
-    import torch
-
-    stored = next(weight for weight in model.parameters() if weight.is_floating_point()).dtype
-    mixed = numerics.precision == "bf16" and stored == torch.float32
-    return torch.autocast(model.device.type, torch.bfloat16, enabled=mixed)
 
 
 def _read_rows(dataset: Path, config: TrainSection, max_length: int, seed: int) -> _Rows:
@@ -138,15 +129,9 @@ def _read_rows(dataset: Path, config: TrainSection, max_length: int, seed: int) 
     scored = rows_with_targets(heldout)
     chosen = np.random.default_rng((seed, 1)).permutation(len(scored))[: config.evaluate_rows]
     scored = [scored[i] for i in sorted(chosen.tolist())]
-    # never packed and sorted by length: few rows, little padding, and nothing of the recipe changes which are compared
-    batches = micro_batches(
-        scored,
-        lengths_of(heldout, scored),
-        config.batch_size,
-        max_length,
-        packing=False,
-        seed=(seed, 0),
-    )
+    # never packed: few rows, and which are compared does not depend on how the recipe packs
+    apart = config.model_copy(update={"packing": False})
+    batches = micro_batches(scored, lengths_of(heldout, scored), apart, max_length, (seed, 0))
     return _Rows(train, steps, heldout, batches)
 
 
@@ -158,18 +143,19 @@ def _start(model: Any, optimizer: Any, steps: list[Step], ctx: StageContext) -> 
     if found is None:
         ctx.note(f"training {len(steps)} steps")
         return Position()
-    position = checkpoint.load(found, model, optimizer, ctx.output / "metrics.jsonl")
+    position = checkpoint.load(found, model, optimizer)
     if position.rows != RowLedger.of(steps[: position.step]):
         raise ArtifactError(
             f"checkpoint {found} saw other rows, or saw them in another order, than this run would",
             f"the data or the seed changed: remove {folder} to start anew",
         )
+    checkpoint.restore_log(found, ctx)
     ctx.note(f"going on after step {position.step} of {len(steps)}, {position.rows.seen} rows seen")
     return position
 
 
 def _gradients(
-    model: Any, step: Step, rows: _Rows, done: int, numerics: Numerics, ctx: StageContext
+    model: Any, step: Step, rows: _Rows, done: int, ctx: StageContext
 ) -> tuple[float, int, int]:
     """Add up the gradients of one step; return its loss, tokens and trained tokens.
 
@@ -179,8 +165,7 @@ def _gradients(
     trained = sum(batch.trained_tokens for batch in batches)
     losses = []
     for index, batch in enumerate(batches):
-        with autocast(numerics, model):
-            loss = summed_loss(model, batch) / trained
+        loss = summed_loss(model, batch) / trained
         loss.backward()
         losses.append(loss.detach())
         if index + 1 < len(batches):
@@ -207,15 +192,14 @@ def _not_finite(what: str, value: float, done: int, rows: list[int]) -> None:
         f" and {len(rows) - 20} more" if len(rows) > 20 else ""
     )
     raise StepFailedError(
-        f"the {what} is {value} at step {done + 1}, in rows {shown} of train.jsonl (counted from 0)",
+        f"the {what} is {value} at step {done + 1}, in rows {shown} of train.jsonl (first is 0)",
         "lower train.learning_rate, look at those rows, or set train.precision: fp32",
     )
 
 
-def _heldout_loss(model: Any, rows: _Rows, numerics: Numerics, ctx: StageContext) -> float:
+def _heldout_loss(model: Any, rows: _Rows, ctx: StageContext) -> float:
     ctx.note(f"held-out loss over {sum(map(len, rows.heldout_batches))} rows")
-    with autocast(numerics, model):
-        return mean_loss(model, rows.heldout, rows.heldout_batches)
+    return mean_loss(model, rows.heldout, rows.heldout_batches)
 
 
 def _save(model: Any, optimizer: Any, position: Position, ctx: StageContext) -> None:
@@ -240,7 +224,7 @@ def _report(ctx: StageContext, position: Position, total: int, loss: float) -> N
 
 
 def _prove_each_row_once(position: Position, steps: list[Step]) -> None:
-    """What was seen, over all interruptions, is the plan; and every epoch of the plan has each row at most once."""
+    """What was seen, over all interruptions, is the plan, and no epoch of it has a row twice."""
     for epoch in {step.epoch for step in steps}:
         seen = [row for step in steps if step.epoch == epoch for row in step.rows]
         if len(seen) != len(set(seen)):
