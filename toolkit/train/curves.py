@@ -28,6 +28,7 @@ def draw(metrics: Path, image: Path, title: str) -> None:
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     steps, losses = read_curve(metrics, "loss")
     heldout_steps, heldout = read_curve(metrics, "heldout_loss")
@@ -63,6 +64,7 @@ def draw(metrics: Path, image: Path, title: str) -> None:
     below.set_ylim(bottom=0)
     below.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     below.set_xlabel("optimizer step")
+    below.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (above, below):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
