@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+import json
+import shutil
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
+from pydantic import Field
+
+from toolkit.errors import PreflightError
 from toolkit.recipe.base import Section
 from toolkit.stages import Kind, StageContext, StageResult
 
@@ -14,8 +20,8 @@ class ExportConfig(Section):
     format: Literal["adapter", "merged"]
     dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
     method: Literal["lora", "qlora", "full"] = "lora"
-    """How it was trained: after ``qlora`` the merge is into the dequantized base that training saw."""
-    card: dict[str, object] = {}
+    """How it was trained: after ``qlora`` the merge is into the dequantized base."""
+    card: dict[str, object] = Field(default_factory=dict)
     """Recipe values that the model card states."""
 
 
@@ -28,5 +34,117 @@ class Export:
     environment: ClassVar[str] = "train"
 
     def run(self, config: ExportConfig, ctx: StageContext) -> StageResult:
-        """Merge or copy."""
-        raise NotImplementedError
+        """Merge or copy.
+
+        Raises:
+            PreflightError: An adapter is asked for, but all weights were trained.
+            StepFailedError: The merged model is not the trained one.
+        """
+        if config.method == "full" and config.format == "adapter":
+            raise PreflightError(
+                "export.formats has 'adapter', but train.method is 'full': there is no adapter",
+                "write export.formats: [merged]",
+            )
+        facts = dict(ctx.inputs["adapter"].facts) | {
+            "method": config.method,
+            "base": _base(config, ctx),
+        }
+        if config.format == "adapter":
+            dtype, metrics = "fp32", _adapter(facts["base"], ctx)
+        elif config.method == "full":
+            dtype, metrics = config.dtype, _full(config, ctx)
+        else:
+            dtype, metrics = config.dtype, _merged(config, facts, ctx)
+        _write_card(config, dtype, facts, metrics, ctx)
+        kept = {key: facts[key] for key in _KEPT if key in facts}
+        return StageResult(metrics, kept | {"format": config.format, "dtype": dtype} | metrics)
+
+
+_KEPT = (
+    "method",
+    "base",
+    "base_fingerprint",
+    "trained_on",
+    "rank",
+    "alpha",
+    "rslora",
+    "targets",
+    "max_length",
+)
+
+
+def _base(config: ExportConfig, ctx: StageContext) -> str:
+    """Name of the base for people and hubs: the recipe's source unless that is a path."""
+    from toolkit.train.folder import base_id
+
+    model = ctx.inputs["model"]
+    return base_id(model.path, {"source": config.card.get("base")} | dict(model.facts))
+
+
+def _adapter(base: str, ctx: StageContext) -> dict[str, float]:
+    from toolkit.train.folder import copy_companions
+
+    source = ctx.inputs["adapter"].path
+    weights, settings = "adapter_model.safetensors", "adapter_config.json"
+    shutil.copyfile(source / weights, ctx.output / weights)
+    named = json.loads((source / settings).read_text()) | {"base_model_name_or_path": base}
+    (ctx.output / settings).write_text(json.dumps(named, indent=2, sort_keys=True) + "\n")
+    copy_companions(ctx.inputs["model"].path, ctx.output)
+    return {}
+
+
+def _full(config: ExportConfig, ctx: StageContext) -> dict[str, float]:
+    from toolkit.train.folder import copy_companions, store_as
+
+    ctx.note(f"storing all weights as {config.dtype}")
+    store_as(ctx.inputs["adapter"].path, ctx.output, config.dtype)
+    copy_companions(ctx.inputs["model"].path, ctx.output)
+    return {}
+
+
+def _merged(config: ExportConfig, facts: Mapping[str, Any], ctx: StageContext) -> dict[str, float]:
+    from toolkit.train.merge import merge
+    from toolkit.train.model import use_cores
+
+    use_cores()
+    base, adapter = ctx.inputs["model"], ctx.inputs["adapter"]
+    ctx.note(f"merging in float32, storing as {config.dtype}")
+    report = merge(
+        base.path,
+        adapter.path,
+        ctx.output,
+        facts=facts,
+        dtype=config.dtype,
+        row=_probe(ctx),
+        device=ctx.device,
+    )
+    ctx.note(f"adapter and merged model differ by {report.merge_error:.2g} in a logit")
+    return {
+        "merge_error": report.merge_error,
+        "stored_error": report.stored_error,
+        "stored_agreement": report.stored_agreement,
+    }
+
+
+def _probe(ctx: StageContext) -> Any:
+    """A row to compare models on: held-out if there is one."""
+    from toolkit.data.store import TokenStore
+
+    tokens = ctx.inputs["dataset"].path / "tokens"
+    heldout = TokenStore(tokens / "heldout")
+    return heldout[0] if len(heldout) else TokenStore(tokens / "train")[0]
+
+
+def _write_card(
+    config: ExportConfig,
+    dtype: str,
+    facts: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    ctx: StageContext,
+) -> None:
+    from toolkit.train.card import model_card
+
+    numbers = dict(facts.get("metrics", {})) | dict(metrics)
+    (ctx.output / "README.md").write_text(
+        model_card(config.format, dtype, facts, numbers, config.card)
+    )

@@ -1,0 +1,121 @@
+"""The model card of an exported folder: made from what the run knows, nothing typed twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+Format = Literal["adapter", "merged"]
+
+METHODS = {
+    "lora": "LoRA (arXiv:2106.09685)",
+    "qlora": "QLoRA on an NF4 base with double quantization (arXiv:2305.14314)",
+    "full": "all weights",
+}
+NUMBERS = {
+    "final_loss": "training loss of the last step",
+    "heldout_loss": "held-out loss",
+    "steps": "optimizer steps",
+    "rows_seen": "rows seen",
+    "trained_tokens": "trained tokens",
+    "merge_error": "largest logit difference, adapter to merged, float32",
+    "stored_error": "largest logit difference after storing",
+}
+
+
+def model_card(
+    form: Format,
+    dtype: str,
+    facts: Mapping[str, Any],
+    numbers: Mapping[str, float],
+    recipe: Mapping[str, object],
+) -> str:
+    """Markdown with the front matter that model hubs read.
+
+    Args:
+        form: What the folder holds.
+        dtype: Type of the stored weights.
+        facts: Facts of the train artifact.
+        numbers: Metrics of training and merging; those of :data:`NUMBERS` are shown.
+        recipe: Recipe values to state, shown as they are; ``recipe`` becomes the title.
+    """
+    title = str(recipe.get("recipe", f"{facts.get('base', 'base')}, fine-tuned"))
+    parts = [_front_matter(form, facts), f"# {title}\n", _what(form, dtype, facts)]
+    if form == "adapter":
+        parts.append(_serving(title))
+    parts.append("## Training\n\n" + _table(_training(facts)))
+    shown = {label: f"{numbers[key]:.6g}" for key, label in NUMBERS.items() if key in numbers}
+    if shown:
+        parts.append("## Numbers of the run\n\n" + _table(shown))
+    rest = {key: value for key, value in recipe.items() if key != "recipe" and value is not None}
+    if rest:
+        parts.append("## Recipe\n\n" + _table({key: _plain(value) for key, value in rest.items()}))
+    return "\n".join(parts)
+
+
+def _front_matter(form: Format, facts: Mapping[str, Any]) -> str:
+    lines = ["---"]
+    if facts.get("base"):
+        lines.append(f"base_model: {json.dumps(facts['base'])}")  # a JSON string is a YAML string
+    lines += [
+        f"library_name: {'peft' if form == 'adapter' else 'transformers'}",
+        "pipeline_tag: text-generation",
+        f"tags: [{'lora' if form == 'adapter' else 'fine-tuned'}]",
+        "---\n",
+    ]
+    return "\n".join(lines)
+
+
+def _what(form: Format, dtype: str, facts: Mapping[str, Any]) -> str:
+    base = f"`{facts.get('base', 'its base')}`"
+    if form == "adapter":
+        held = f"A LoRA adapter of rank {facts.get('rank')} for {base}."
+    elif facts.get("method") == "full":
+        held = f"{base} with all weights fine-tuned, stored as {dtype}."
+    else:
+        into = (
+            "the dequantized 4-bit weights" if facts.get("trained_on") == "nf4" else "the weights"
+        )
+        how = f"merged into {into} that training saw, in float32, stored as {dtype}"
+        held = f"{base} with its adapter {how}."
+    return f"{held}\nThe chat template in this folder is the one it was trained with.\n"
+
+
+def _serving(title: str) -> str:
+    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in title)
+    return (
+        "## Serving\n\nWith vLLM, without merging (`BASE` is the base model's folder or id):\n\n"
+        "```\n"
+        f"vllm serve BASE --enable-lora --max-lora-rank RANK --lora-modules {name}=FOLDER \\\n"
+        "  --chat-template FOLDER/chat_template.jinja\n"
+        "```\n"
+        "RANK is the adapter's rank, rounded up to one that vLLM has (8, 16, 32, 64, 128, 256).\n"
+    )
+
+
+def _training(facts: Mapping[str, Any]) -> dict[str, str]:
+    rows = {
+        "method": METHODS.get(str(facts.get("method")), str(facts.get("method"))),
+        "base": facts.get("base"),
+        "base fingerprint": facts.get("base_fingerprint"),
+        "base as trained on": facts.get("trained_on"),
+        "rank": facts.get("rank"),
+        "alpha": facts.get("alpha"),
+        "layers": facts.get("targets"),
+        "longest sequence": facts.get("max_length"),
+        "order of rows, sha256": facts.get("row_order"),
+    }
+    return {key: _plain(value) for key, value in rows.items() if value is not None}
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return json.dumps(value) if isinstance(value, dict) else str(value)
+
+
+def _table(rows: Mapping[str, str]) -> str:
+    lines = ["| | |", "|---|---|"]
+    lines += [f"| {key} | {value.replace('|', chr(92) + '|')} |" for key, value in rows.items()]
+    return "\n".join(lines) + "\n"

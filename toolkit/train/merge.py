@@ -1,0 +1,125 @@
+"""Merging an adapter into its base, in float32, into exactly the weights that training saw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.data.store import TokenRow
+from toolkit.errors import StepFailedError
+from toolkit.train.effect import row_logits
+from toolkit.train.folder import copy_companions
+from toolkit.train.model import Numerics, Precision, load_base, torch_dtype
+
+MERGE_TOLERANCE = 1e-2
+"""Largest difference of a logit, adapter on its base to merged model, both in float32."""
+
+SHARD = "5GB"
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """How exactly the merged model is the trained one."""
+
+    merge_error: float  # largest difference of a logit, both in float32
+    stored_error: float  # the same after rounding to the stored dtype and reading the folder back
+    stored_agreement: (
+        float  # share of positions where the stored model's first choice is the trained one's
+    )
+
+
+def merge(
+    base: Path,
+    adapter: Path,
+    output: Path,
+    *,
+    facts: Mapping[str, Any],
+    dtype: str,
+    row: TokenRow,
+    device: str,
+) -> MergeReport:
+    """Write the merged model into ``output``, as a self-contained folder with sharded safetensors.
+
+    Args:
+        base: Folder of the base model.
+        adapter: Folder of the PEFT adapter.
+        output: Where to write.
+        facts: What training said of the adapter: ``trained_on`` (``nf4`` merges into the
+            dequantized 4-bit base) and ``precision``.
+        dtype: ``bf16``, ``fp16`` or ``fp32``, of the stored weights.
+        row: A held-out row on which adapter and merged model are compared.
+        device: ``cpu`` or ``cuda``; one float32 copy of the model must fit there.
+
+    Raises:
+        StepFailedError: The merged model is not the trained one.
+    """
+    from peft import PeftModel
+
+    quantized = facts.get("trained_on") == "nf4"
+    model = float_base(
+        base, facts.get("precision", "fp32") if quantized else "fp32", quantized, device
+    )
+    adapted = PeftModel.from_pretrained(model, adapter)
+    trained = row_logits(adapted, row)
+    merged = adapted.merge_and_unload(safe_merge=True)
+    merge_error = float((trained - row_logits(merged, row)).abs().max())
+    if not merge_error <= MERGE_TOLERANCE:
+        raise StepFailedError(
+            f"the merged model is not the trained one: a logit differs by {merge_error:.3g}, "
+            f"more than {MERGE_TOLERANCE:g}",
+            "serve the adapter unmerged (serve.models: [tuned]) and report this with the recipe",
+        )
+    merged.to(torch_dtype(dtype))
+    merged.config.use_cache = True
+    merged.save_pretrained(output, max_shard_size=SHARD)
+    copy_companions(base, output)
+    del model, adapted, merged
+    stored = read_back(output, row, device)
+    return MergeReport(
+        merge_error,
+        float((trained - stored).abs().max()),
+        float((trained.argmax(-1) == stored.argmax(-1)).float().mean()),
+    )
+
+
+def float_base(folder: Path, precision: Precision, quantized: bool, device: str) -> Any:
+    """The base in float32, as training saw it.
+
+    After QLoRA that is the 4-bit base, dequantized; it is quantized from the same number format as
+    in training, because rounding to bf16 first gives other 4-bit codes.
+    """
+    import torch
+
+    model = load_base(folder, Numerics(precision, quantized), device)
+    if quantized:
+        model = model.dequantize()
+        model._weight_conversions = []
+        model.config.__dict__.pop("quantization_config", None)
+    return model.to(torch.float32)
+
+
+def read_back(folder: Path, row: TokenRow, device: str) -> Any:
+    """Logits of the stored model, computed in float32.
+
+    Raises:
+        StepFailedError: The folder lacks weights that the model needs.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model, loading = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=torch.float32,
+        local_files_only=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    wrong = sorted([*loading["missing_keys"], *loading["unexpected_keys"]])
+    if wrong:
+        raise StepFailedError(
+            f"the merged folder lacks or has unknown weights: {len(wrong)}, e.g. {wrong[0]}",
+            "serve the adapter unmerged (serve.models: [tuned]) and report this with the recipe",
+        )
+    return row_logits(model.to(device), row)

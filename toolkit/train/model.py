@@ -1,0 +1,194 @@
+"""The model that is trained: the base in the right precision, with or without an adapter on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from toolkit.errors import NotInstalledError, PreflightError
+from toolkit.recipe.train import LoraSection, TrainSection
+from toolkit.registry import close_match
+
+Precision = Literal["bf16", "fp32"]
+
+
+class Numerics(NamedTuple):
+    """In which number formats a run computes."""
+
+    precision: Precision
+    """Activations, and a frozen base that is not quantized."""
+    quantized: bool
+    """Whether the base's linear layers are in 4-bit NF4."""
+
+    @property
+    def trained_on(self) -> str:
+        """What the adapter saw as its base: ``fp32``, ``bf16`` or ``nf4``."""
+        return "nf4" if self.quantized else self.precision
+
+
+def torch_dtype(name: str) -> Any:
+    """``"bf16"`` -> ``torch.bfloat16``."""
+    import torch
+
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
+
+
+def numerics_for(config: TrainSection, device: str) -> Numerics:
+    """Fill in ``precision: auto``: bf16 on a GPU that has it, fp32 elsewhere."""
+    import torch
+
+    precision: Precision = "fp32"
+    if config.precision != "auto":
+        precision = config.precision
+    elif device == "cuda" and torch.cuda.is_bf16_supported():
+        precision = "bf16"
+    return Numerics(precision, config.method == "qlora")
+
+
+def use_cores() -> None:
+    """Compute on ``OMP_NUM_THREADS`` or the cores this process may use, not on all there are."""
+    import os
+
+    import torch
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
+
+
+def load_base(
+    folder: Path, numerics: Numerics, device: str, *, trust_remote_code: bool = False
+) -> Any:
+    """Load a causal language model from a folder onto ``device``, never from the network.
+
+    Raises:
+        NotInstalledError: 4-bit weights without bitsandbytes.
+    """
+    from transformers import AutoModelForCausalLM
+
+    dtype = torch_dtype(numerics.precision)
+    placed: dict[str, Any] = {}
+    if numerics.quantized:
+        placed = {"quantization_config": _nf4(dtype), "device_map": {"": device}}
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype,
+        attn_implementation="sdpa",
+        local_files_only=True,
+        trust_remote_code=trust_remote_code,
+        **placed,
+    )
+    return model if numerics.quantized else model.to(device)
+
+
+def _nf4(dtype: Any) -> Any:
+    """NF4 with double quantization (Dettmers et al. 2023, arXiv:2305.14314)."""
+    from importlib.util import find_spec
+
+    from transformers import BitsAndBytesConfig
+
+    if find_spec("bitsandbytes") is None:
+        raise NotInstalledError(
+            "train.method is 'qlora', but bitsandbytes is not in the training environment",
+            "use train.method: lora, or build the environment anew: toolkit env sync train",
+        )
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def linear_layers(model: Any) -> list[str]:
+    """Full names of all linear layers but the output head."""
+    import torch
+
+    head = model.get_output_embeddings()
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    ]
+
+
+def resolve_targets(
+    wanted: Literal["all-linear"] | tuple[str, ...], layers: list[str]
+) -> list[str]:
+    """Names of the layers that get an adapter, as PEFT matches them: a full name or its last parts.
+
+    Raises:
+        PreflightError: A name matches no linear layer.
+    """
+    suffixes = sorted({name.rpartition(".")[2] for name in layers})
+    if wanted == "all-linear":
+        return suffixes
+    for target in wanted:
+        if not any(name == target or name.endswith(f".{target}") for name in layers):
+            raise PreflightError(
+                f"train.lora.targets names {target!r}, but the model has no such linear layer"
+                f"{close_match(target, suffixes)}",
+                f"its linear layers: {', '.join(suffixes)}",
+            )
+    return sorted(wanted)
+
+
+def add_adapter(model: Any, lora: LoraSection, base_id: str) -> Any:
+    """Freeze ``model`` and put LoRA layers into it; their weights are float32 whatever the base is.
+
+    Args:
+        model: A base from :func:`load_base`.
+        lora: Rank, alpha, dropout, targets.
+        base_id: What ``adapter_config.json`` names as the base: never a path.
+
+    Raises:
+        PreflightError: A target is not in the model.
+    """
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    settings = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        use_rslora=lora.rslora,
+        target_modules=resolve_targets(lora.targets, linear_layers(model)),
+    )
+    adapted = get_peft_model(model, settings, autocast_adapter_dtype=True)
+    adapted.peft_config["default"].base_model_name_or_path = base_id
+    return adapted
+
+
+def build_model(
+    folder: Path, config: TrainSection, numerics: Numerics, device: str, facts: Mapping[str, Any]
+) -> Any:
+    """The model to train, in training mode, with the right weights trainable.
+
+    ``full`` keeps float32 weights and computes in bf16 by autocast: small updates vanish in bf16.
+    """
+    from toolkit.train.folder import base_id
+
+    trust = bool(facts.get("trust_remote_code", False))
+    stored = numerics._replace(precision="fp32") if config.method == "full" else numerics
+    model = load_base(folder, stored, device, trust_remote_code=trust)
+    model.config.use_cache = False
+    recompute = config.gradient_checkpointing
+    if recompute is True or (recompute == "auto" and device == "cuda"):
+        # not reentrant: gradients then reach the adapters although the embeddings are frozen
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.method != "full":
+        model = add_adapter(model, config.lora, base_id(folder, facts))
+    elif numerics.precision == "bf16":
+        _compute_in_bf16(model)
+    model.train()
+    return model
+
+
+def _compute_in_bf16(model: Any) -> None:
+    import torch
+
+    model.forward = torch.autocast(model.device.type, torch.bfloat16)(model.forward)
+
+
+def trainable(model: Any) -> Iterator[tuple[str, Any]]:
+    """Names and weights that the optimizer changes; tied weights once."""
+    return ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)
