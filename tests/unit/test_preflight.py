@@ -78,6 +78,8 @@ REFUSED = {
     "no-rows": ({"data": {"sources": [{"path": "absent.jsonl"}]}}, CPU, None, {}, "files.exist", "data.sources.0.path: absent.jsonl is not there", "recipe's folder"),
     "no-template-file": ({"model": {"source": "./model", "chat_template": "t.jinja"}}, CPU, None, {}, "files.exist", "model.chat_template: t.jinja is not there", "recipe's folder"),
     "no-metric-file": (TRAIN | {"evaluate": {"metrics": ["m.py:f"]}}, CPU, None, {}, "files.function", "evaluate.metrics.0: m.py is not there", "file.py:function"),
+    "gate-unmeasured": (TRAIN | {"evaluate": {"metrics": ["json_match"], "gates": [{"of": "tuned", "metric": "json_mach", "min": 0.5}]}}, CPU, None, {}, "evaluate.gates", "'json_mach' is not measured (did you mean 'json_match'?)", "evaluate.metrics, which has json_match"),
+    "gate-unscored": (TRAIN | {"evaluate": {"gates": [{"of": "merged", "metric": "exact_match", "min": 0.5}]}}, CPU, None, {}, "evaluate.gates", "'merged' is not scored", "evaluate.of, which has base, tuned"),
 }  # fmt: skip
 
 WARNED = {
@@ -107,6 +109,8 @@ ACCEPTED = {
     "gptq-base": (served(), CUDA, None, {"quantization_config": {"quant_method": "gptq", "bits": 4, "sym": True, "desc_act": True, "group_size": -1}}),
     "yarn": ({"model": {"source": "./model", "max_length": 8192}}, CPU, None, {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}}),
     "qlora-merged": (TRAIN | {"train": {"method": "qlora"}, "serve": {"models": ["merged"]}}, CPU, None, {}),
+    "gate": (TRAIN | {"evaluate": {"gates": [{"of": "tuned", "metric": "exact_match", "max_drop": 0.1, "against": "base"}]}}, CPU, None, {}),
+    "gate-lm-eval": (TRAIN | {"evaluate": {"lm_eval": {"tasks": ["x"]}, "gates": [{"of": "tuned", "metric": "x", "min": 0.1}]}, "serve": {}}, CPU, None, {}),
     "own-flag": (served(extra_args=["--swap-space=2"]), CUDA, None, {}),
 }  # fmt: skip
 
@@ -289,6 +293,21 @@ def rows(split, *, count=5):
 
 def anything(**options):
     yield {}
+
+from elsewhere import imported
+assigned = anything
+
+if True:
+    def inside(): ...
+
+@nothing_that_exists.wrap
+def decorated(): ...
+
+class NoFunction: ...
+
+def metric(prediction, reference, row, loud=False): ...
+def short(prediction, reference): ...
+def many(*values): ...
 """
 
 
@@ -298,6 +317,11 @@ def anything(**options):
         ("make.py:rows", {"split": "train"}, None),
         ("make.py:rows", {"split": "train", "count": 3}, None),
         ("make.py:anything", {"whatever": 1}, None),
+        ("make.py:imported", {"whatever": 1}, None),
+        ("make.py:assigned", {"whatever": 1}, None),
+        ("make.py:inside", {"whatever": 1}, None),
+        ("make.py:decorated", {"whatever": 1}, None),
+        ("make.py:NoFunction", {}, "defines no function 'NoFunction'"),
         ("make.py:row", {}, "make.py defines no function 'row' (did you mean 'rows'?)"),
         ("make.py:rows", {}, "rows() needs the argument 'split'"),
         ("make.py:rows", {"split": "a", "cuont": 1}, "rows() takes no argument 'cuont' (did you mean 'count'?)"),
@@ -308,6 +332,25 @@ def test_functions_are_found_without_running_the_file(tmp_path, python, argument
     (tmp_path / "make.py").write_text(FUNCTIONS)
     (tmp_path / "broken.py").write_text("def rows(:\n")
     found = judge(tmp_path, {"data": {"sources": [{"python": python, "arguments": arguments}]}})
+    if message is None:
+        assert found == {}
+    else:
+        assert message in found["files.function"].message
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("metric", None),
+        ("many", None),
+        ("imported", None),
+        ("short", "short() takes 2 arguments, but a metric is given 3"),
+        ("metrik", "make.py defines no function 'metrik' (did you mean 'metric'?)"),
+    ],
+)
+def test_a_metric_takes_prediction_reference_and_row(tmp_path, name, message):
+    (tmp_path / "make.py").write_text(FUNCTIONS)
+    found = judge(tmp_path, TRAIN | {"evaluate": {"metrics": [f"make.py:{name}"]}})
     if message is None:
         assert found == {}
     else:
