@@ -21,7 +21,7 @@ ifneq ($(PIP_EXTRA_INDEX_URL),)
 export UV_INDEX ?= $(PIP_EXTRA_INDEX_URL)
 endif
 
-.PHONY: help demo setup test check integration format lock wheel
+.PHONY: help demo setup test check integration format docs lock wheel
 
 help: ## this text
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
@@ -73,6 +73,9 @@ integration: check
 
 format: setup ## put the code into the format that check wants
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+docs: setup ## write the pages and the schema that are made from the code
+	@$(BIN)/python docs/generate.py
 
 lock: setup ## resolve every lock again (UPGRADE=1 takes newer versions)
 	@$(BIN)/python -m toolkit.environments.lock $(if $(UPGRADE),--upgrade)

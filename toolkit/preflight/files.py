@@ -10,6 +10,8 @@ from toolkit.preflight.verdict import Finding, refuse, rule
 from toolkit.recipe import Recipe
 from toolkit.registry import close_match
 
+METRIC_ARGUMENTS = 3
+
 
 @rule(
     "files.exist",
@@ -48,6 +50,7 @@ def _function(found: FunctionFacts) -> Iterator[Finding]:
         yield refuse(f"{found.where}: {found.problem}{near}", defined)
         return
     if found.given is None:
+        yield from _metric(found, name)
         return
     for argument in found.given:
         if found.accepts is not None and argument not in found.accepts:
@@ -66,6 +69,16 @@ def _function(found: FunctionFacts) -> Iterator[Finding]:
             )
 
 
+def _metric(found: FunctionFacts, name: str) -> Iterator[Finding]:
+    """The evaluation calls a metric with ``(prediction, reference, row)``."""
+    if found.positional is None or found.positional[0] <= METRIC_ARGUMENTS <= found.positional[1]:
+        return
+    yield refuse(
+        f"{found.where}: {name}() takes {found.positional[1]} arguments, but a metric is given 3",
+        f"define it as: def {name}(prediction, reference, row) -> float",
+    )
+
+
 @rule(
     "evaluate.room",
     "an answer leaves room for its question",
@@ -82,4 +95,28 @@ def room(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
         )
 
 
-RULES = (exist, function, room)
+@rule(
+    "evaluate.gates",
+    "every gate speaks of a model that is scored and of a metric that is measured",
+    "a gate on something else could only fail, after all the work",
+)
+def gates(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
+    """Metrics of lm-eval tasks are known only when they ran."""
+    section = recipe.evaluate
+    for gate in section.gates if section else ():
+        subjects = (gate.of, gate.against) if gate.max_drop is not None else (gate.of,)
+        for subject in dict.fromkeys(subjects):
+            if subject not in recipe.evaluated:
+                yield refuse(
+                    f"evaluate.gates: {subject!r} is not scored",
+                    f"add it to evaluate.of, which has {', '.join(recipe.evaluated)}",
+                )
+        if section and not section.lm_eval and gate.metric not in section.metrics:
+            near = close_match(gate.metric, section.metrics)
+            yield refuse(
+                f"evaluate.gates: {gate.metric!r} is not measured{near}",
+                f"add it to evaluate.metrics, which has {', '.join(section.metrics)}",
+            )
+
+
+RULES = (exist, function, room, gates)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from toolkit.recipe import Recipe
 from toolkit.recipe.evaluate import BUILTIN_METRICS
+
+_Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class FunctionFacts:
     """Names the function takes as keywords; ``None`` when it takes any."""
     requires: tuple[str, ...] = ()
     """Names without a default."""
+    positional: tuple[int, int] | None = None
+    """How many arguments it needs and takes by position; ``None`` when that is not known."""
     given: tuple[str, ...] | None = None
     """Keywords the recipe passes; ``None`` when the toolkit calls it with its own."""
 
@@ -59,23 +63,38 @@ def read_function(
         return FunctionFacts(text, where, f"{file} is not there")
     except (SyntaxError, ValueError) as error:
         return FunctionFacts(text, where, f"{file} is not Python: {error}")
-    found = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)}
+    found = _names(tree)
     if name not in found:
         return FunctionFacts(text, where, f"{file} defines no function {name!r}", tuple(found))
-    arguments = found[name].args
-    plain = [*arguments.args, *arguments.kwonlyargs]
-    first_optional = len(arguments.args) - len(arguments.defaults)
-    optional = [a.arg for a in arguments.args[first_optional:]]
-    optional += [
-        a.arg
-        for a, d in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
-        if d is not None
-    ]
-    return FunctionFacts(
-        text,
-        where,
-        defined=tuple(found),
-        accepts=None if arguments.kwarg else tuple(a.arg for a in plain),
-        requires=tuple(a.arg for a in plain if a.arg not in optional),
-        given=given,
+    known = found[name]
+    if known is None or known.decorator_list:  # what it takes is only known by running the file
+        return FunctionFacts(text, where, defined=tuple(found))
+    return _signature(FunctionFacts(text, where, defined=tuple(found), given=given), known.args)
+
+
+def _names(tree: ast.Module) -> dict[str, _Function | None]:
+    """Names at the top of a file that may be functions; ``None`` where only running it would tell."""
+    found: dict[str, _Function | None] = {}
+    for node in tree.body:
+        if isinstance(node, _Function):
+            found[node.name] = node
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {(alias.asname or alias.name): None for alias in node.names}
+        elif not isinstance(node, ast.ClassDef):  # an assignment, or an if or try around one
+            bound = (n for n in ast.walk(node) if isinstance(n, _Function | ast.Name))
+            found |= {n.name if isinstance(n, _Function) else n.id: None for n in bound}
+    return found
+
+
+def _signature(facts: FunctionFacts, arguments: ast.arguments) -> FunctionFacts:
+    positional = [a.arg for a in (*arguments.posonlyargs, *arguments.args)]
+    needed = positional[: len(positional) - len(arguments.defaults)]
+    keywords = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    needed_keywords = [a.arg for a, default in keywords if default is None]
+    named = [a.arg for a in (*arguments.args, *arguments.kwonlyargs)]
+    return replace(
+        facts,
+        accepts=None if arguments.kwarg else tuple(named),
+        requires=(*needed, *needed_keywords),
+        positional=None if arguments.vararg or needed_keywords else (len(needed), len(positional)),
     )
