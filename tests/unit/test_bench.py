@@ -146,7 +146,8 @@ def run(*args: str):
 def test_the_command_writes_what_it_measured(tmp_path):
     with endpoint() as (server, url):
         result = run(
-            "--url", url, "--concurrency", "1,2", "--requests", "2", "--max-tokens", "9", "--output", str(tmp_path), "--json"
+            "--url", url, "--concurrency", "1,2", "--requests", "2", "--max-tokens", "9",
+            "--output", str(tmp_path), "--json",
         )  # fmt: skip
         assert result.exception is None, result.exception
         assert {request["max_tokens"] for request in server.asked} == {9}

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the guard needs
 @pytest.fixture(autouse=True)
 def fake(monkeypatch, tmp_path):
     monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(ENGINES._table, "fake", "fake_engine:FakeEngine")
+    monkeypatch.setitem(ENGINES._table, "fake", "tests.unit.fake_engine:FakeEngine")
 
 
 def model(tmp_path: Path) -> Path:
@@ -145,14 +145,14 @@ def test_a_held_port_is_refused_to_others_and_open_to_the_engine():
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_no_orphan_is_left_when_the_toolkit_is_killed(tmp_path, number):
     code = f"""
-import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}]
+import sys; sys.path[:0] = [{str(Path(__file__).parents[2])!r}]
 from pathlib import Path
 from toolkit.engines import ENGINES
 from toolkit.engines.server import running
 from toolkit.recipe.serve import ServeSection
 from toolkit.stages import Interpreter
 import time
-ENGINES._table["fake"] = "fake_engine:FakeEngine"
+ENGINES._table["fake"] = "tests.unit.fake_engine:FakeEngine"
 with running("fake", Interpreter(Path(sys.executable)), Path({str(model(tmp_path))!r}), {{}}, ServeSection(port=0),
              name="m", max_length=64, device="cpu", log=Path({str(tmp_path / "log")!r})) as server:
     print(server.pid, flush=True)

@@ -31,7 +31,7 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def fake(monkeypatch, tmp_path):
     monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(ENGINES._table, "vllm", "fake_engine:FakeEngine")
+    monkeypatch.setitem(ENGINES._table, "vllm", "tests.unit.fake_engine:FakeEngine")
 
 
 def folder(tmp_path: Path, name: str, **files: str) -> Path:

@@ -23,7 +23,8 @@ class Vllm:
     name: ClassVar[str] = "vllm"
     phases: ClassVar[tuple[tuple[str, str], ...]] = (
         ("configuring", "non-default args"),
-        ("starting engine", "Initializing a V1 LLM engine"),
+        ("starting engine process", "Using max model len"),
+        ("starting worker", "Initializing a V1 LLM engine"),
         ("loading weights", "Starting to load model"),
         ("compiling", "torch.compile takes"),
         ("allocating KV cache", "KV cache size"),
@@ -103,6 +104,7 @@ def _variables(deployment: Deployment) -> dict[str, str | None]:
         env |= {
             "VLLM_CPU_KVCACHE_SPACE": None,  # whole GiB only, and it would win over the flag
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin starve each other where cores are shared
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # worker and engine in one process: one import less
         }
     return env
