@@ -184,14 +184,22 @@ def test_lm_eval_missing_names_tasks_and_the_way_out(tmp_path: Path):
         NotInstalledError,
         match=r"evaluate\.lm_eval asks for arc_easy, but lm-eval is not installed",
     ) as e:
-        lm_eval.run(LmEvalSection(tasks=("arc_easy",)), "http://x", "m", tmp_path, tmp_path, 4)
+        lm_eval.run(
+            LmEvalSection(tasks=("arc_easy",)),
+            "http://x",
+            "m",
+            tokenizer=tmp_path,
+            output=tmp_path,
+            concurrent=4,
+        )
     assert "lm-eval[api]" in (e.value.hint or "")
 
 
 def test_lm_eval_asks_the_served_endpoint(tmp_path: Path):
     section = LmEvalSection(tasks=("arc_easy", "piqa"), limit=10)
+    url, tokenizer = "http://127.0.0.1:8000/v1", tmp_path / "model"
     words = lm_eval.command(
-        section, "http://127.0.0.1:8000/v1", "tuned", tmp_path / "model", tmp_path / "out", 4
+        section, url, "tuned", tokenizer=tokenizer, output=tmp_path / "out", concurrent=4
     )
     assert words[1:5] == ["-m", "lm_eval", "--model", "local-completions"]
     assert (

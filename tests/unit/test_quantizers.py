@@ -127,7 +127,7 @@ def test_report_shows_sizes_perplexities_and_both_answers(tmp_path):
     manifest = {"method": "gptq", "bits": 4, "group_size": 64, "calibration": {"rows": 32}}
     question = {"messages": [{"role": "user", "content": "Two\nlines?"}]}
     full, small = Behaviour(10.0, ("full ```code```",), 270.0), Behaviour(10.5, ("small",), 113.2)
-    report.write(tmp_path, manifest, [question], full, small, 61.4)
+    report.write(tmp_path, manifest, [question], full=full, quantized=small, seconds=61.4)
     data = json.loads((tmp_path / "report.json").read_text())
     assert data["perplexity"] == 10.5
     assert data["generations"] == [

@@ -9,10 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from toolkit.engines import ENGINES, LOOPBACK, Deployment, Engine, guard, orphans, ports
+from toolkit.engines import ENGINES, LOOPBACK, Command, Deployment, Engine, guard, orphans, ports
 from toolkit.engines.client import Client
 from toolkit.engines.failures import last_lines
 from toolkit.errors import EngineError, NotInstalledError
@@ -23,6 +23,8 @@ OnPhase = Callable[[str, float], None]
 """Called twice a second while an engine starts, with the phase and the seconds since the start."""
 
 FIRST_PHASE = "importing"
+VLLM_CPU_PLUGIN = Path(__file__).with_name("vllm_cpu_plugin")
+"""See ``toolkit_vllm_cpu.py`` there."""
 POLL_S = 0.5
 STOPPED = (0, 128 + signal.SIGTERM, 128 + signal.SIGINT)
 """Exit codes of a guard whose engine was told to stop."""
@@ -180,9 +182,18 @@ def _spawn(
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=command.environ(interpreter.environ()),
+            env=_environ(engine, interpreter, deployment, command),
             start_new_session=True,
         )
+
+
+def _environ(
+    engine: Engine, interpreter: Interpreter, deployment: Deployment, command: Command
+) -> dict[str, str]:
+    """The engine's environment; vLLM on a CPU also finds our plugin, which acts only where a kernel is missing."""
+    if (engine.name, deployment.device) == ("vllm", "cpu"):
+        interpreter = replace(interpreter, pythonpath=(*interpreter.pythonpath, VLLM_CPU_PLUGIN))
+    return command.environ(interpreter.environ())
 
 
 def _server(

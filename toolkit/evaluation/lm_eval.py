@@ -18,9 +18,9 @@ LOG_TAIL = 2000
 
 
 def command(
-    section: LmEvalSection, url: str, model: str, tokenizer: Path, output: Path, concurrent: int
+    section: LmEvalSection, url: str, model: str, *, tokenizer: Path, output: Path, concurrent: int
 ) -> list[str]:
-    """Arguments of the run. Completions, not chat: tasks that compare likelihoods need the prompt's log-probabilities."""
+    """Arguments of the run. Completions, not chat: many tasks compare likelihoods of the prompt."""
     arguments = {
         "model": model,
         "base_url": url.rstrip("/").removesuffix("/v1") + "/v1/completions",
@@ -37,7 +37,7 @@ def command(
 
 
 def run(
-    section: LmEvalSection, url: str, model: str, tokenizer: Path, output: Path, concurrent: int
+    section: LmEvalSection, url: str, model: str, *, tokenizer: Path, output: Path, concurrent: int
 ) -> dict[str, float]:
     """Run the tasks; return ``{"<task>.<metric>": value}``.
 
@@ -52,7 +52,7 @@ def run(
         )
     output.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(
-        command(section, url, model, tokenizer, output, concurrent),
+        command(section, url, model, tokenizer=tokenizer, output=output, concurrent=concurrent),
         env=os.environ | {"OPENAI_API_KEY": "none"},  # the harness wants one, the local server does not
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
     )  # fmt: skip

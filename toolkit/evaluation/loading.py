@@ -46,7 +46,7 @@ def quantization_method(folder: Path) -> str | None:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The folder's tokenizer, padding on the left as batched generation needs; pads with the stop token if it has none."""
+    """The folder's tokenizer, padding on the left as batched generation needs, with the stop token if need be."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", local_files_only=True)

@@ -38,7 +38,7 @@ class PartialResults:
             lines.write(json.dumps({"id": row, **result}, ensure_ascii=False) + "\n")
 
     def _read(self) -> dict[str, dict[str, Any]]:
-        """All whole lines; a line cut by a crash is cut away from the file, too, so that the next one starts cleanly."""
+        """All whole lines; one torn by a crash is cut away from the file, too, so that the next starts cleanly."""
         if not self._file.exists():
             return {}
         text = self._file.read_bytes()

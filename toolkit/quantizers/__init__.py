@@ -40,7 +40,7 @@ class Quantized:
 
     Attributes:
         model: A ``PreTrainedModel`` whose ``save_pretrained`` writes the quantized folder.
-        facts: JSON values for the manifest: ``bits``, ``group_size`` (None: one scale per row), ``symmetric``, ``format``.
+        facts: For the manifest: ``bits``, ``group_size`` (None: one scale per row), ``symmetric``, ``format``.
         libraries: Packages whose versions the manifest states.
     """
 

@@ -21,7 +21,7 @@ GENERAL_TEXT = Path(__file__).with_name("general_text.jsonl")
 
 @dataclass(frozen=True)
 class Mix:
-    """Which rows calibrate: indices into the training rows and into the general text, and what is left of the latter."""
+    """Which rows calibrate: indices into training rows and general text, and what is left of the latter."""
 
     training: tuple[int, ...]
     general: tuple[int, ...]

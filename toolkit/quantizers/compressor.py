@@ -125,7 +125,7 @@ def _no_pinning_without_gpu() -> Iterator[None]:
         yield
         return
     original = IntermediatesCache.__dict__["_pin_intermediate"]
-    IntermediatesCache._pin_intermediate = classmethod(lambda cls, intermediate: None)
+    IntermediatesCache._pin_intermediate = classmethod(lambda *_: None)
     try:
         yield
     finally:

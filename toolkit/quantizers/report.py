@@ -23,6 +23,7 @@ def write(
     folder: Path,
     manifest: Mapping[str, Any],
     questions: Sequence[Mapping[str, Any]],
+    *,
     full: Behaviour,
     quantized: Behaviour,
     seconds: float,

@@ -138,7 +138,7 @@ class _Evaluation:
 
         section = self.config.engine or ServeSection()
         with self._server(section) as server:
-            endpoint = Endpoint(server.url, server.model_name)
+            endpoint = Endpoint(server.url, server.models[self.config.subject])
             limits = [self._limit(row, prompt_ids(tokenizer, row)) for row in waiting]
             concurrent = min(section.max_concurrent, self.config.batch_size)
             self._score(waiting, endpoint.generate(waiting, limits=limits, concurrent=concurrent))
@@ -149,10 +149,10 @@ class _Evaluation:
             return lm_eval.run(
                 self.config.lm_eval,
                 server.url,
-                server.model_name,
-                folder,
-                self.ctx.output / "lm_eval",
-                concurrent,
+                server.models[self.config.subject],
+                tokenizer=folder,
+                output=self.ctx.output / "lm_eval",
+                concurrent=concurrent,
             )
 
     def _server(self, section: ServeSection) -> AbstractContextManager[Any]:
@@ -171,8 +171,10 @@ class _Evaluation:
             interpreter,
             self.ctx.inputs["model"].path,
             adapters={self.config.subject: adapter.path} if adapter else {},
-            serve=section,
+            serve=section.model_copy(update={"host": "127.0.0.1", "port": 0}),
+            name=self.config.subject,
             max_length=self.config.max_length,
+            device=self.ctx.device,
             log=self.ctx.output / "engine.log",
         )
         return server
@@ -237,7 +239,7 @@ class _Evaluation:
         self.ctx.log(0, **report.metrics(), **extra)
         intervals = {name: [e.low, e.high] for name, e in estimates.items()}
         return StageResult(
-            report.metrics() | extra, {"subject": self.config.subject, "ci95": intervals}
+            {**report.metrics(), **extra}, {"subject": self.config.subject, "ci95": intervals}
         )
 
     def _results(self) -> Iterator[dict[str, Any]]:

@@ -70,7 +70,7 @@ class Quantize:
         _save(quantized.model, source, ctx.output)
         seconds = time.monotonic() - start
         manifest = _manifest(
-            config, quantized, token_rows, rows.mix, full.size_mb, probe.weights_mb(ctx.output)
+            config, quantized, token_rows, rows.mix, (full.size_mb, probe.weights_mb(ctx.output))
         )
         del quantized, batches
         probe.release(ctx.device)
@@ -78,7 +78,9 @@ class Quantize:
         ctx.note("measuring the quantized model")
         after = probe.measure(ctx.output, rows.probe, ctx.device, ctx.progress)
         (ctx.output / "quantization.json").write_text(json.dumps(manifest, indent=2) + "\n")
-        report.write(ctx.output, manifest, rows.probe.questions, full, after, seconds)
+        report.write(
+            ctx.output, manifest, rows.probe.questions, full=full, quantized=after, seconds=seconds
+        )
         return StageResult(report.numbers(full, after, seconds), {"quantization": manifest})
 
 
@@ -165,8 +167,7 @@ def _manifest(
     quantized: Quantized,
     rows: list[list[int]],
     mix: calibration.Mix,
-    before_mb: float,
-    after_mb: float,
+    sizes_mb: tuple[float, float],
 ) -> dict[str, Any]:
     return {
         "method": config.quantize.method,
@@ -180,5 +181,5 @@ def _manifest(
             "sha256": calibration.digest(rows) if rows else None,
         },
         "libraries": {name: version(name) for name in quantized.libraries},
-        "size_mb": {"before": round(before_mb, 3), "after": round(after_mb, 3)},
+        "size_mb": {"before": round(sizes_mb[0], 3), "after": round(sizes_mb[1], 3)},
     }

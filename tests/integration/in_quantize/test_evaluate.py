@@ -113,13 +113,13 @@ def test_an_adapter_changes_the_answers_like_its_merged_model(
         model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
     )
     tuned.save_pretrained(tmp_path / "adapter")
-    tuned.merge_and_unload().save_pretrained(tmp_path / "merged")
-    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "merged")
+    tuned.merge_and_unload().save_pretrained(tmp_path / "whole")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "whole")
     scores = {}
     for name, folder, adapter in (
         ("base", tiny_model, None),
         ("tuned", tiny_model, tmp_path / "adapter"),
-        ("merged", tmp_path / "merged", None),
+        ("merged", tmp_path / "whole", None),
     ):
         (tmp_path / name).mkdir()
         scores[name] = evaluate(

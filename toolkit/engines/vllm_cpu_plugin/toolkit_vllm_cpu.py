@@ -1,7 +1,7 @@
 """4- and 8-bit integer weights in vLLM on a CPU without AVX-512: dequantized once, when they are loaded.
 
-vLLM's build for such CPUs lacks the kernel ``cpu_gemm_wna16`` (0.32.0: its ``_C_AVX2`` library), but its kernel choice does
-not know: the model loads, and the first request dies with "'_C' object has no attribute 'cpu_gemm_wna16'".
+vLLM's build for such CPUs lacks the kernel ``cpu_gemm_wna16`` (0.32.0: its ``_C_AVX2`` library), but its kernel
+choice does not know: the model loads, and the first request dies with "'_C' object has no attribute 'cpu_gemm_wna16'".
 
 This folder goes on the engine's ``PYTHONPATH``; vLLM finds the entry point and calls :func:`register` in every process.
 It imports nothing of the toolkit, since it runs in the engine's environment.
@@ -17,11 +17,11 @@ def register() -> None:
     import torch
     from vllm.platforms import PlatformEnum, current_platform
 
-    if not current_platform.is_cpu() or hasattr(torch.ops._C, "cpu_gemm_wna16"):  # noqa: SLF001
+    if not current_platform.is_cpu() or hasattr(torch.ops._C, "cpu_gemm_wna16"):
         return
     from vllm.model_executor.kernels import linear
 
-    kernels = linear._POSSIBLE_KERNELS[PlatformEnum.CPU]  # noqa: SLF001
+    kernels = linear._POSSIBLE_KERNELS[PlatformEnum.CPU]
     if all(kernel.__name__ != "DequantizedLinearKernel" for kernel in kernels):
         kernels.insert(0, _kernel())
 
@@ -32,7 +32,9 @@ def _kernel() -> Any:
     from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
     from vllm.scalar_type import scalar_types
 
-    class DequantizedLinearKernel(MPLinearKernel):
+    base: Any = MPLinearKernel
+
+    class DequantizedLinearKernel(base):  # type: ignore[misc]  # the engine is not here to be checked
         """As exact as the packed kernel, and as large and as fast as the full model."""
 
         @classmethod
