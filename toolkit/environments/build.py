@@ -80,10 +80,8 @@ def _build(target: Path, lock: Lock, report: Report, held: int) -> Built:
     start = time.monotonic()
     part = target.with_name(f"{target.name}.part")
     log = target.with_name(f"{target.name}.log")
-    for leftover in (
-        part,
-        target,
-    ):  # a target without its record, or with a Python that is gone, is no environment
+    # A target without its record, or whose Python is gone, is no environment.
+    for leftover in (part, target):
         if leftover.exists():
             report(f"removing what is left of {leftover.name}")
             shutil.rmtree(leftover)
