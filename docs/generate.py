@@ -60,7 +60,6 @@ def recipe() -> str:
 def profiles() -> str:
     """``reference/profiles.md``: keys of a profile, and the shipped ones."""
     from toolkit.launch.profiles import Profile
-
     from toolkit.recipe import schema
 
     intro = (

@@ -1,8 +1,5 @@
 """Loss masks, token by token, with real tokenizers. Runs in the train environment."""
 
-import os
-from pathlib import Path
-
 import pytest
 
 pytest.importorskip("transformers", reason="runs in the train environment")
@@ -53,21 +50,10 @@ USE = [
 
 
 @pytest.fixture(scope="module")
-def smollm2():
-    """The tokenizer of SmolLM2 from the GGUF or folder that TOOLKIT_TEST_SMOLLM2 names."""
-    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+def smollm2_tokenizer(smollm2):
     from transformers import AutoTokenizer
 
-    if not (place := os.environ.get("TOOLKIT_TEST_SMOLLM2")):
-        pytest.skip("TOOLKIT_TEST_SMOLLM2 names no GGUF file or model folder")
-    path = Path(place)
-    if path.is_dir():
-        return AutoTokenizer.from_pretrained(path)
-    found = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    found.backend_tokenizer.pre_tokenizer = Sequence(
-        [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
-    )
-    return found
+    return AutoTokenizer.from_pretrained(smollm2.folder)
 
 
 def encode(tok, messages, *, tools=None, system=None, every_answer=True):
@@ -94,7 +80,7 @@ def answers(messages, stop):
 
 
 def check(tok, messages, stop):
-    """One sequence, whose ids are the template's own, whose answers and nothing else are trained."""  # noqa: E501
+    """One sequence, whose ids are the template's own, whose answers and nothing else are trained."""
     (one,), counts = encode(tok, messages)
     assert one.ids.tolist() == tok.apply_chat_template(messages, tokenize=True, return_dict=False)
     assert trained(tok, one) == answers(messages, stop)
@@ -107,8 +93,8 @@ def check(tok, messages, stop):
 
 
 @pytest.mark.parametrize("messages", [ONE, MANY], ids=["one", "many"])
-def test_smollm2_trains_answers_and_their_stop_token(smollm2, messages):
-    check(smollm2, messages, "<|im_end|>")
+def test_smollm2_tokenizer_trains_answers_and_their_stop_token(smollm2_tokenizer, messages):
+    check(smollm2_tokenizer, messages, "<|im_end|>")
 
 
 @pytest.mark.parametrize("messages", [ONE, MANY], ids=["one", "many"])

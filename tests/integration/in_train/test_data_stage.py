@@ -127,7 +127,7 @@ def test_too_many_dropped_rows_stop_the_run_and_name_lines(run, tmp_path):
     with pytest.raises(DataError) as error:
         run(heldout={"fraction": 0})
     assert error.value.message.startswith(
-        "2 rows of 20 (10.00%) were dropped (2 too long), but data.max_dropped allows 5.00%\n  a.jsonl:4: "  # noqa: E501
+        "2 rows of 20 (10.00%) were dropped (2 too long), but data.max_dropped allows 5.00%\n  a.jsonl:4: "
     )
     assert "tokens, model.max_length is 128\n  a.jsonl:8: " in error.value.message
 

