@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +10,13 @@ from toolkit import gates, tracking
 from toolkit.artifact import Artifact
 from toolkit.gates import Verdict
 from toolkit.lock import Lock
-from toolkit.plan import Plan, Step
+from toolkit.plan import Step
 from toolkit.prepare import Prepared
+from toolkit.recipe import Recipe
 from toolkit.survey import StepStatus
 from toolkit.tracking import RecipeRun
 from toolkit.worker import Show, StepSpec, run_step
+from toolkit.workspace import private_folder
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,11 @@ def run_plan(
         GateFailedError: A model is worse than the recipe allows; what was made stays.
         ToolkitError: A step's own error.
     """
-    plan, lock = prepared.plan, Lock.beside(prepared.loaded.path)
+    lock = Lock.beside(prepared.loaded.path)
     lock.compare(prepared, frozen=frozen)
     if all(status.done for status in statuses):
         done = tuple(StepOutcome(s.step, s.artifact, True) for s in statuses if s.artifact)
-        verdicts = _check_gates(plan, done)
-        gates.require(verdicts)
+        verdicts = _judge(prepared, done)
         return RunOutcome(done, verdicts, None)
     recipe = prepared.loaded.recipe
     store = tracking.resolve(recipe.tracking.uri, prepared.workspace)
@@ -84,9 +85,7 @@ def run_plan(
             if status.step.stage == "fetch":
                 lock.compare_base(finished[-1].artifact, prepared, frozen=frozen)
             _record(parent, finished[-1])
-            verdicts = _check_gates(plan, finished)
-            parent.tag({f"toolkit.gate.{n}": v.message for n, v in enumerate(verdicts)})
-            gates.require(verdicts)
+            verdicts = _judge(prepared, finished, parent)
         lock.write(prepared, {s.step.name: s.artifact for s in finished})
         return RunOutcome(tuple(finished), verdicts, parent.run_id)
 
@@ -97,11 +96,28 @@ def _record(parent: RecipeRun, done: StepOutcome) -> None:
     parent.step_done(done.step.name, done.artifact.metrics, run_id, cached=done.cached)
 
 
-def _check_gates(
-    plan: Plan, finished: tuple[StepOutcome, ...] | list[StepOutcome]
+def _judge(
+    prepared: Prepared, finished: Sequence[StepOutcome], parent: RecipeRun | None = None
 ) -> tuple[Verdict, ...]:
+    """Check the gates that can be checked by now, and leave reports for CI before one stops the run.
+
+    Raises:
+        GateFailedError: A model is worse than the recipe allows.
+    """
+    recipe = prepared.loaded.recipe
+    verdicts = _verdicts(recipe, finished)
+    if verdicts:
+        reports = private_folder(prepared.workspace.root / "reports" / recipe.name)
+        gates.write(reports, verdicts, recipe.name)
+        if parent:
+            parent.tag({f"toolkit.gate.{n}": v.message for n, v in enumerate(verdicts)})
+    gates.require(verdicts)
+    return verdicts
+
+
+def _verdicts(recipe: Recipe, finished: Sequence[StepOutcome]) -> tuple[Verdict, ...]:
     """Verdicts of the gates whose models are all scored by now."""
-    section = plan.recipe.evaluate
+    section = recipe.evaluate
     if section is None:
         return ()
     reports = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from toolkit import environments, preflight
 from toolkit.environments import Environment
@@ -26,7 +27,7 @@ class Prepared:
     loaded: Loaded
     plan: Plan
     workspace: Workspace
-    device: str
+    device: Literal["cpu", "cuda"]
     environments: dict[str, Environment]
     """By logical name: core, train, quantize and the recipe's engine."""
     warnings: tuple[str, ...] = ()
@@ -91,5 +92,5 @@ def prepare(
     }
     observed = observe(loaded, {name: e.digest for name, e in resolved.items()})
     plan = make_plan(loaded, observed)
-    warnings = preflight.require(loaded, plan, space, resolved)
+    warnings = preflight.require(loaded, plan, space, resolved, where.device)
     return Prepared(loaded, plan, space, where.device, resolved, tuple(map(str, warnings)))

@@ -19,7 +19,7 @@ from toolkit.cli.options import json_option, profile_option, workspace_option
 @workspace_option
 @json_option
 def doctor(recipe: Path | None, profile: str | None, workspace: Path | None, as_json: bool) -> None:
-    r"""Say what is here, what is missing, and what mends it.
+    """Say what is here, what is missing, and what mends it.
 
     \b
     With RECIPE: what that recipe needs. Exits with 3 when something needed is missing.

@@ -21,7 +21,7 @@ DEFAULT = ("train", "quantize", "vllm")
 
 @click.group(context_settings=CONTEXT)
 def env() -> None:
-    r"""List, build and use the locked environments.
+    """List, build and use the locked environments.
 
     \b
     Every stage runs in an environment of its own, because the libraries of training, quantization
@@ -37,7 +37,7 @@ def env() -> None:
 @env.command("list")
 @json_option
 def list_(as_json: bool) -> None:
-    r"""List the locks and which of them are built.
+    """List the locks and which of them are built.
 
     \b
     Example:
@@ -64,7 +64,7 @@ def list_(as_json: bool) -> None:
 )
 @profile_option
 def sync(names: tuple[str, ...], recipe: Path | None, profile: str | None) -> None:
-    r"""Build environments that are not built yet.
+    """Build environments that are not built yet.
 
     \b
     Without NAMES and --for: train, quantize and vllm. What is built already costs nothing.
@@ -85,7 +85,7 @@ def sync(names: tuple[str, ...], recipe: Path | None, profile: str | None) -> No
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="CMD...")
 @profile_option
 def run(name: str, command: tuple[str, ...], profile: str | None) -> None:
-    r"""Run a command in an environment.
+    """Run a command in an environment.
 
     \b
     Without CMD: its Python. Write -- before a command that has options of its own.

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from toolkit.environments.lockfile import DIGEST_SHOWN, load_lock
 from toolkit.errors import NotInstalledError, UsageError
@@ -81,7 +81,7 @@ class Environment:
         return NotInstalledError(text, f"mend environments.{self.name} in the profile")
 
 
-def detect_accelerator() -> str:
+def detect_accelerator() -> Literal["cpu", "cuda"]:
     """``cuda`` where an NVIDIA device or its tools are, else ``cpu``."""
     gpu = Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi") is not None
     return "cuda" if gpu else "cpu"

@@ -69,7 +69,7 @@ class Profile(Section):
     _folder: Path | None = PrivateAttr(default=None)
 
     @property
-    def device(self) -> str:
+    def device(self) -> Literal["cpu", "cuda"]:
         """``cpu`` or ``cuda``: what steps are told to compute on."""
         return detect_accelerator() if self.accelerator == "auto" else self.accelerator
 
