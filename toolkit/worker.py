@@ -207,8 +207,7 @@ def _run_stage(
                 str(Path(__file__).parent / "stages" / "__main__.py"),
                 str(step_file),
             ],
-            env=interpreter.environ()
-            | {"TOOLKIT_EVENTS_FD": str(writer), "TOOLKIT_PARENT": str(os.getpid())},
+            env=_environ(interpreter) | {"TOOLKIT_EVENTS_FD": str(writer)},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -228,6 +227,14 @@ def _run_stage(
     return Outcome(
         result["metrics"], result["facts"], time.monotonic() - started, round(peak_gib, 3)
     )
+
+
+def _environ(interpreter: Interpreter) -> dict[str, str]:
+    """The stage's variables: its own programs first, then the core's (uv), then the user's."""
+    environ = interpreter.environ()
+    own, _, others = environ["PATH"].partition(os.pathsep)
+    path = os.pathsep.join((own, str(Path(sys.executable).parent), others))
+    return environ | {"PATH": path, "TOOLKIT_PARENT": str(os.getpid())}
 
 
 def _follow(
