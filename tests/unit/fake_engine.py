@@ -23,7 +23,6 @@ stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); 
 child = subprocess.Popen([sys.executable, "-c", stubborn])
 print("child", child.pid, flush=True)
 print("Starting to load model", flush=True)
-time.sleep(0.6)
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_):

@@ -111,6 +111,7 @@ def plot(summaries: Sequence[dict[str, Any]], title: str, file: Path) -> None:
         axis.legend()
     for axis in axes:
         axis.set_xlabel("concurrent clients")
+        axis.set_xticks(clients)
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
     figure.suptitle(title)

@@ -99,6 +99,9 @@ def end_all(grace_s: float) -> None:
             send(left, signal.SIGKILL)
         time.sleep(0.05)
         reap_children()
+    with contextlib.suppress(ChildProcessError):
+        while True:  # all are dead; collect them, for in a container process 1 may not
+            os.waitpid(-1, 0)
 
 
 class Guard:

@@ -59,6 +59,11 @@ class Server:
         return Client(self.url)
 
     @property
+    def model_name(self) -> str:
+        """What a request writes as ``model`` to get the subject: the last adapter, or the only model."""
+        return list(self.models.values())[-1]
+
+    @property
     def start_seconds(self) -> float:
         """From the first process to healthy."""
         return sum(self.phases.values())
