@@ -117,3 +117,9 @@ class NotInstalledError(ToolkitError):
     """An environment, a program or a package is missing."""
 
     exit_code = 3
+
+
+class Interrupted(BaseException):
+    """Somebody asked this process to stop (SIGTERM): end in order, with exit code 143."""
+
+    exit_code: ClassVar[int] = 143

@@ -43,10 +43,6 @@ STOP_DEADLINE_S = 60.0
 KEPT_STATE = ("log.txt", "step.json", "result.json", "mlflow.json")
 
 
-class Interrupted(BaseException):
-    """Somebody asked the worker to stop (SIGTERM)."""
-
-
 @dataclass(frozen=True)
 class StepSpec:
     """A step, resolved for one machine: all that a worker needs. Written as ``step.json``."""
@@ -362,7 +358,7 @@ def raise_on_sigterm() -> None:
     """Make SIGTERM end the worker in order: the stage writes a checkpoint, the MLflow run is KILLED."""
 
     def handler(_signum: int, _frame: object) -> None:
-        raise Interrupted
+        raise errors.Interrupted
 
     signal.signal(signal.SIGTERM, handler)
 
@@ -378,7 +374,7 @@ def main(argv: list[str]) -> int:
     except errors.ToolkitError as error:
         render.error(error)
         return error.exit_code
-    except (Interrupted, KeyboardInterrupt):
+    except (errors.Interrupted, KeyboardInterrupt):
         return 143
     return 0
 

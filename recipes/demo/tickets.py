@@ -384,7 +384,7 @@ def _rows(parts: Parts, rows: int, rng: random.Random, *, heldout: bool) -> Iter
         urgent = rng.random() < 0.5
         item, order = rng.choice(parts.items), _order(rng, heldout=heldout)
         request = _request(parts, team, rng, urgent=urgent).format(item=item, order=order)
-        ticket = {"team": team, "urgent": urgent, "item": item, "order": order}
+        ticket = {"team": team, "urgent": urgent, "order": order}
         answer = json.dumps(ticket, separators=(",", ":"))
         yield {"messages": [_message("user", request), _message("assistant", answer)]}
 

@@ -50,7 +50,9 @@ def wordings(rows: list[dict]) -> set[str]:
     for row in rows:
         ticket = json.loads(row["messages"][-1]["content"])
         text = row["messages"][0]["content"]
-        text = text.replace(ticket["item"], "{item}").replace(ticket["order"], "{order}")
+        for item in (*tickets.TRAIN.items, *tickets.HELDOUT.items):
+            text = re.sub(rf"\b{item}\b", "{item}", text)
+        text = text.replace(ticket["order"], "{order}")
         found |= {sentence.strip().lower() for sentence in re.split(r"(?<=[.?]) ", text)}
     return found
 
@@ -72,10 +74,10 @@ def test_no_heldout_wording_is_trained(rows: dict[str, list[dict]]) -> None:
     assert not wordings(rows["train"]) & wordings(rows["heldout"])
 
 
-@pytest.mark.parametrize("value", ["item", "order"])
-def test_no_heldout_value_is_trained(rows: dict[str, list[dict]], value: str) -> None:
-    trained = {ticket[value] for ticket in answers(rows["train"])}
-    assert not trained & {ticket[value] for ticket in answers(rows["heldout"])}
+def test_no_heldout_value_is_trained(rows: dict[str, list[dict]]) -> None:
+    trained = {ticket["order"] for ticket in answers(rows["train"])}
+    assert not trained & {ticket["order"] for ticket in answers(rows["heldout"])}
+    assert not set(tickets.TRAIN.items) & set(tickets.HELDOUT.items)
 
 
 def test_parts_are_disjoint_before_any_row_is_made(tickets: ModuleType) -> None:
@@ -87,10 +89,9 @@ def test_parts_are_disjoint_before_any_row_is_made(tickets: ModuleType) -> None:
     assert set(train.complaints) == set(heldout.complaints)
 
 
-def test_every_value_of_the_answer_stands_in_the_request(rows: dict[str, list[dict]]) -> None:
+def test_the_order_number_stands_in_the_request(rows: dict[str, list[dict]]) -> None:
     for row in rows["train"] + rows["heldout"]:
         ticket = json.loads(row["messages"][-1]["content"])
-        assert ticket["item"] in row["messages"][0]["content"]
         assert ticket["order"] in row["messages"][0]["content"]
 
 
@@ -111,5 +112,5 @@ def test_answers_are_compact_json_with_four_keys(rows: dict[str, list[dict]]) ->
     for row in rows["heldout"][:100]:
         text = row["messages"][-1]["content"]
         ticket = json.loads(text)
-        assert list(ticket) == ["team", "urgent", "item", "order"]
+        assert list(ticket) == ["team", "urgent", "order"]
         assert text == json.dumps(ticket, separators=(",", ":"))

@@ -13,7 +13,7 @@ from importlib import import_module
 import click
 
 from toolkit import __version__
-from toolkit.errors import ToolkitError
+from toolkit.errors import Interrupted, ToolkitError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("toolkit.cli.recipes:init", "Start a recipe of your own from a shipped one."),
@@ -98,3 +98,5 @@ def main() -> None:
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
+    except Interrupted as stop:
+        sys.exit(stop.exit_code)

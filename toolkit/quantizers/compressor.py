@@ -76,7 +76,6 @@ def run(
             recipe=list(modifiers),
             # A loader of ready batches: llm-compressor's own would pad or cut rows to make batches of them.
             dataset=DataLoader(list(job.batches), batch_size=None) if rows else None,
-            propagate_error=job.device != "cpu",
         )
     # Quantized values stay exact: they are rounded again on saving, and bf16 moves them by far less than half a step.
     model.to(getattr(torch, config_dtype))

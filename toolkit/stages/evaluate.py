@@ -123,7 +123,12 @@ class _Evaluation:
             self._score(
                 waiting,
                 generate(
-                    model, tokenizer, prompts, limits=limits, batch_size=self.config.batch_size
+                    model,
+                    tokenizer,
+                    prompts,
+                    limits=limits,
+                    batch_size=self.config.batch_size,
+                    on_token=self._show_token,
                 ),
             )
         if unmeasured:
@@ -207,6 +212,9 @@ class _Evaluation:
                 **self._running(),
                 rows_per_s=round(speed, 2),
             )
+
+    def _show_token(self, token: int) -> None:
+        self.ctx.progress(len(self.answers), len(self.asked), "rows", token=token)
 
     def _running(self) -> dict[str, float]:
         """Mean of the first metric so far."""
