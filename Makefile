@@ -63,7 +63,7 @@ check: setup ## format, lint, types, fast tests: under two minutes
 	@$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
-	$(BIN)/pytest -q -m "not integration and not gpu" $(CORE_TESTS)
+	$(BIN)/pytest -q -n 4 --dist loadfile -m "not integration and not gpu" $(CORE_TESTS)
 
 integration: check
 	@$(BIN)/toolkit env sync $(CPU_ENVIRONMENTS)

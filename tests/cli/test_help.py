@@ -3,7 +3,6 @@
 import importlib
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -58,16 +57,22 @@ def test_command_modules_import_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
-def test_help_takes_less_than_150_ms_of_cpu():
-    """The best of five: other work on the machine adds to CPU time through its caches."""
+def cpu_s(*arguments: str) -> float:
+    """CPU seconds of a Python process, the best of five: other work adds to it through the caches."""
 
-    def cpu_s() -> float:
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-m", "toolkit", "--help"], capture_output=True, check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    def once() -> float:
+        process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = status
+        assert status == 0
+        return usage.ru_utime + usage.ru_stime
 
-    assert min(cpu_s() for _ in range(5)) < 0.150
+    return min(once() for _ in range(5))
+
+
+def test_help_costs_little_more_than_click_itself():
+    """The absolute figure, under 150 ms of CPU on an idle machine, is measured in benchmarks/."""
+    assert cpu_s("-m", "toolkit", "--help") < 1.6 * cpu_s("-c", "import click")
 
 
 @pytest.mark.parametrize("words", sorted(commands()), ids=" ".join)

@@ -46,7 +46,7 @@ def answers(rows: list[dict]) -> list[dict]:
 
 def wordings(rows: list[dict]) -> set[str]:
     """Every sentence of the requests, with the values taken out."""
-    found = set()
+    found, tickets = set(), load()
     for row in rows:
         ticket = json.loads(row["messages"][-1]["content"])
         text = row["messages"][0]["content"]
@@ -74,7 +74,7 @@ def test_no_heldout_wording_is_trained(rows: dict[str, list[dict]]) -> None:
     assert not wordings(rows["train"]) & wordings(rows["heldout"])
 
 
-def test_no_heldout_value_is_trained(rows: dict[str, list[dict]]) -> None:
+def test_no_heldout_value_is_trained(tickets: ModuleType, rows: dict[str, list[dict]]) -> None:
     trained = {ticket["order"] for ticket in answers(rows["train"])}
     assert not trained & {ticket["order"] for ticket in answers(rows["heldout"])}
     assert not set(tickets.TRAIN.items) & set(tickets.HELDOUT.items)
