@@ -118,4 +118,5 @@ def _progress_text(event: Mapping[str, Any]) -> str:
     done, total = event["done"], event["total"]
     share = f" {100 * done / total:3.0f}%" if total else ""
     shown = "  ".join(f"{key} {_number(value)}" for key, value in event["shown"].items())
-    return f"{share} {done:g}/{total:g} {event['unit']}  {shown}".strip()
+    amount = f"{done:g}/{total:g}" if total else f"{done:.0f}"
+    return f"{share} {amount} {event['unit']}  {shown}".strip()

@@ -238,8 +238,31 @@ def _show(outcome: RunOutcome, prepared: Prepared) -> None:
     render.table(("step", "time", "peak GiB", "result", "artifact", "MLflow run"), rows)
     for verdict in outcome.verdicts:
         render.say(f"gate {'passed' if verdict.passed else 'FAILED'}: {verdict.message}")
+    _show_answers(outcome)
     if outcome.parent_run is None:
         render.say("everything is done: nothing had to run")
+    if prepared.loaded.recipe.serve:
+        render.say(f"serve it:          toolkit serve {prepared.loaded.path}")
+    render.say(f"look at the runs:  toolkit ui --workspace {_relative(prepared.workspace.root)}")
+
+
+def _show_answers(outcome: RunOutcome) -> None:
+    """What the served models said to the first question of each."""
+    import json
+
+    for s in outcome.steps:
+        file = s.artifact.path / "answers.json"
+        if s.step.stage == "serve" and file.exists():
+            answers = json.loads(file.read_text())
+            render.say(f"{s.step.name} was asked: {answers[0]['question']}")
+            for model in dict.fromkeys(a["model"] for a in answers):
+                said = next(a["answer"] for a in answers if a["model"] == model)
+                render.say(f"  {model} said: {_one_line(said)}")
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 120 else f"{line[:117]}..."
 
 
 HEADLINES = (

@@ -108,7 +108,7 @@ class StageContext:
         self._emit("metrics", step=step, metrics=metrics)
 
     def progress(self, done: float, total: float, unit: str, **shown: float | str) -> None:
-        """Move the progress line; ``shown`` values (loss, tokens/s) stand beside it."""
+        """Move the progress line; ``shown`` values (loss, tokens/s) stand beside it. Total 0: unknown."""
         self._emit("progress", done=done, total=total, unit=unit, shown=shown)
 
     def note(self, text: str) -> None:

@@ -67,7 +67,6 @@ class Serve:
         """
         asked = questions(config, ctx)
         adapters = adapter_paths(ctx.inputs, config.serve, config.name, ctx.recipe_dir)
-        timeout = config.serve.start_timeout_s
         with running(
             config.serve.engine,
             ctx.interpreters[config.serve.engine],
@@ -78,7 +77,7 @@ class Serve:
             max_length=config.max_length,
             device=ctx.device,
             log=ctx.output / "engine.log",
-            on_phase=lambda phase, seconds: ctx.progress(seconds, timeout, "s", phase=phase),
+            on_phase=lambda phase, seconds: ctx.progress(seconds, 0, "s", phase=phase),
         ) as server:
             startup = {"seconds": round(server.start_seconds, 2), "phases": dict(server.phases)}
             (ctx.output / "startup.json").write_text(json.dumps(startup, indent=2))
