@@ -81,7 +81,10 @@ class Server:
 
     def wait(self) -> int:
         """Wait until the engine ends; return its exit code."""
-        return self.process.wait()
+        while True:
+            # In slices: a signal that another thread received is handled only when this one wakes.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return self.process.wait(timeout=0.5)
 
     def detach(self) -> None:
         """Let the server outlive this process."""
