@@ -7,6 +7,7 @@ are there.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,13 @@ from toolkit.recipe.load import Loaded
 from toolkit.recipe.model import SourceKind, parse_source
 from toolkit.recipe.recipe import Recipe
 from toolkit.stages import CONFIGS, STAGES, Kind
+
+UNIDENTIFIED: Mapping[str, tuple[str, ...]] = {
+    "train": ("train.checkpoint_every",),
+    "evaluate": ("engine.host", "engine.port", "engine.start_timeout_s"),
+    "serve": ("serve.host", "serve.port", "serve.start_timeout_s"),
+}
+"""Config keys by stage that a stage is told but that change nothing it makes: no part of a fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,7 @@ class Step:
     stage: str
     kind: Kind
     config: Mapping[str, Any]
+    """What the stage is told; ``identity["config"]`` is the same without the keys of UNIDENTIFIED."""
     inputs: Mapping[str, str]
     """Role -> name of the step that makes it."""
     environments: tuple[str, ...]
@@ -184,7 +193,7 @@ class _Planner:
             "subject": subject,
             "max_length": self.recipe.model.max_length,
             "digests": self._digests(*files),
-            "engine": engine.model_dump(mode="json") if engine else None,
+            "engine": engine.model_dump(mode="json", exclude=_NOT_SCORED) if engine else None,
         }
         engines = (engine.engine,) if engine else ()
         self._add(
@@ -199,10 +208,7 @@ class _Planner:
         serve = self.recipe.serve
         if serve is None:
             return
-        # Where the server listens changes no answer: the port and address are no part of the fingerprint.
-        section = serve.model_dump(
-            mode="json", exclude={"models", "name", "host", "port", "start_timeout_s"}
-        )
+        section = serve.model_dump(mode="json", exclude={"models", "name"})
         adapters = [a.path for a in serve.adapters]
         config = {
             "subject": subject,
@@ -258,7 +264,7 @@ class _Planner:
         identity = {
             "stage": stage,
             "revision": verb.revision,
-            "config": resolved,
+            "config": _identifying(stage, resolved),
             "inputs": {
                 role: self.made[source].fingerprint for role, source in sorted(inputs.items())
             },
@@ -276,6 +282,24 @@ class _Planner:
             digests.of_json(identity),
             identity,
         )
+
+
+_NOT_SCORED = {"models", "name", "adapters", "questions"}
+"""Keys of ``serve`` that an evaluation through the engine does not read."""
+
+
+def _identifying(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config without the keys that change nothing the stage makes."""
+    return _without(config, {tuple(key.split(".")) for key in UNIDENTIFIED.get(stage, ())})
+
+
+def _without(tree: Mapping[str, Any], paths: AbstractSet[tuple[str, ...]]) -> dict[str, Any]:
+    kept = {}
+    for key, value in tree.items():
+        inner = {path[1:] for path in paths if path[0] == key}
+        if () not in inner:
+            kept[key] = _without(value, inner) if inner and isinstance(value, Mapping) else value
+    return kept
 
 
 def _natural_order(made: Mapping[str, Step]) -> list[Step]:

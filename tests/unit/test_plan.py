@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toolkit.errors import UsageError
-from toolkit.plan import Observed, Plan, make_plan
+from toolkit.plan import UNIDENTIFIED, Observed, Plan, make_plan
 from toolkit.recipe import Recipe
 from toolkit.recipe.load import Loaded
 from toolkit.survey import flatten
@@ -81,6 +81,31 @@ def test_a_gate_a_port_and_a_timeout_change_nothing():
     gate = {"of": "tuned", "metric": "exact_match", "min": 0.9}
     serve = BASE["serve"] | {"port": 9001, "start_timeout_s": 5}
     assert changed(plan_of(), plan_of(evaluate={"gates": [gate]}, serve=serve)) == set()
+
+
+def test_what_changes_nothing_is_told_to_the_stage_all_the_same():
+    serve = BASE["serve"] | {"port": 9001, "start_timeout_s": 5}
+    changes = {"train": {"checkpoint_every": 7}, "serve": serve, "evaluate": {"through": "engine"}}
+    plan = plan_of(**changes)
+    assert plan.step("serve-tuned").config["serve"]["start_timeout_s"] == 5
+    assert plan.step("evaluate-tuned").config["engine"]["start_timeout_s"] == 5
+    assert plan.step("train").config["train"]["checkpoint_every"] == 7
+    assert "port" not in plan.step("serve-tuned").identity["config"]["serve"]
+    assert changed(plan_of(evaluate={"through": "engine"}), plan) == set()
+
+
+def test_every_key_that_identifies_nothing_is_a_key_of_its_stage():
+    plan = plan_of(evaluate={"through": "engine"})
+    for stage, keys in UNIDENTIFIED.items():
+        told = flatten(next(s for s in plan.steps if s.stage == stage).config)
+        assert set(keys) <= told.keys()
+
+
+def test_what_an_evaluation_does_not_read_of_serving_changes_no_score():
+    through = {"evaluate": {"through": "engine"}}
+    serve = BASE["serve"] | {"questions": ["hi"], "name": "other"}
+    found = changed(plan_of(**through), plan_of(**through, serve=serve))
+    assert found == {"serve-tuned", "serve-gptq"}
 
 
 def test_another_engine_lock_changes_only_what_the_engine_serves():

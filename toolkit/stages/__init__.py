@@ -128,8 +128,8 @@ class Stage(Protocol[C_contra]):
     """A verb: reads inputs, writes one artifact.
 
     ``C_contra`` is the type of its config, a frozen section that holds all the stage may read of the
-    recipe: whatever stands in it is part of the step's fingerprint, whatever does not cannot
-        change the result.
+    recipe. What stands in it is part of the step's fingerprint, but for the few keys that
+    ``plan.UNIDENTIFIED`` names; what does not stand in it cannot change the result.
     """
 
     name: ClassVar[str]

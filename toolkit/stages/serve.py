@@ -22,7 +22,7 @@ ANSWER_TOKENS = 128
 
 
 class ServeConfig(Section):
-    """What decides the answers."""
+    """What decides the answers, and where and how long the server may take to start."""
 
     subject: str
     name: str
