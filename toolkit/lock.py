@@ -97,10 +97,10 @@ class Lock:
 
 def _planned(prepared: Prepared) -> dict[str, Any]:
     """What can be locked before anything runs."""
-    model = prepared.loaded.recipe.model
+    model = prepared.plan.step("fetch").config
     config = {step.name: step.config for step in prepared.plan.steps}
     return {
-        "model": {"source": model.source, "revision": model.revision, "sha256": model.sha256},
+        "model": {key: model[key] for key in ("source", "revision", "sha256")},
         "files": {k: v for c in config.values() for k, v in c.get("digests", {}).items()},
         "environments": {e.lock: e.digest for e in prepared.environments.values() if e.lock},
     }

@@ -1,4 +1,4 @@
-"""What planning needs to know of the machine: digests of local files and of environments."""
+"""What planning needs to know of the machine: digests of files and environments, versions behind aliases."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from toolkit import digests
 from toolkit.errors import Problem, RecipeError
 from toolkit.plan import Observed
 from toolkit.recipe.load import Loaded
-from toolkit.recipe.model import parse_source
+from toolkit.recipe.model import SourceKind, parse_source
 from toolkit.recipe.recipe import Recipe
+from toolkit.tracking.client import connect
+from toolkit.tracking.store import Store, check
 
 
 def local_files(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -35,11 +37,20 @@ def resolve_path(text: str, directory: Path) -> Path:
     return directory / Path(text).expanduser()
 
 
-def observe(loaded: Loaded, environments: Mapping[str, str]) -> Observed:
-    """Digest every local file that the recipe names.
+def observe(
+    loaded: Loaded, environments: Mapping[str, str], store: Store | None = None
+) -> Observed:
+    """Digest every local file that the recipe names, and look up which version an MLflow alias means.
+
+    Args:
+        loaded: The recipe.
+        environments: Digest of each logical environment.
+        store: The MLflow store that holds ``models:/``; without it an alias stays as it is written.
 
     Raises:
-        RecipeError: Files are missing; names every one, with the key and where it was looked for.
+        RecipeError: Files are missing (names every one, with the key and where it was looked for),
+            or the store knows no such alias.
+        TrackingError: The recipe names an alias and the store cannot be opened.
     """
     found, missing = {}, []
     for text, key in local_files(loaded.recipe):
@@ -51,4 +62,25 @@ def observe(loaded: Loaded, environments: Mapping[str, str]) -> Observed:
             missing.append(Problem(str(loaded.path), key, problem))
     if missing:
         raise RecipeError(missing, "relative paths start at the recipe's own folder")
-    return Observed(found, environments)
+    return Observed(found, environments, _behind_alias(loaded, store) if store else None)
+
+
+def _behind_alias(loaded: Loaded, store: Store) -> str | None:
+    """``models:/name@alias`` as ``models:/name/version``; None for every other source."""
+    source = parse_source(loaded.recipe.model.source)
+    name, at, alias = source.location.removeprefix("models:/").partition("@")
+    if source.kind is not SourceKind.mlflow or not at:
+        return None
+    check(store)
+    client = connect(store)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        version = client.get_model_version_by_alias(name, alias).version
+    except MlflowException as error:
+        problem = f"names {source.location!r}, but {store.shown} says: {error.message}"
+        raise RecipeError(
+            [Problem(str(loaded.path), "model.source", problem)],
+            "set the alias there, or name a version: models:/NAME/VERSION",
+        ) from error
+    return f"models:/{name}/{version}"

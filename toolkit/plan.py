@@ -33,11 +33,13 @@ class Observed:
 
     Attributes:
         files: sha256 of local files and folders, by the path that the recipe gives.
+        source: What ``model.source`` names now, where that moves (an MLflow alias): its version.
         environments: Digest of the lock (or interpreter) of each logical environment.
     """
 
     files: Mapping[str, str] = field(default_factory=dict)
     environments: Mapping[str, str] = field(default_factory=dict)
+    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,11 @@ class _Planner:
         if parse_source(model.source).kind in (SourceKind.folder, SourceKind.gguf):
             paths.append(model.source)
         config = model.model_dump(mode="json", exclude={"max_length"})
-        self._add("fetch", "fetch", config | {"digests": self._digests(*paths)})
+        config |= {
+            "source": self.observed.source or model.source,
+            "digests": self._digests(*paths),
+        }
+        self._add("fetch", "fetch", config)
 
     def _data(self) -> None:
         data = self.recipe.data

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from toolkit import environments, preflight
+from toolkit import environments, preflight, tracking
 from toolkit.environments import Environment
 from toolkit.errors import NotInstalledError, UsageError
 from toolkit.launch import profiles
@@ -81,6 +81,7 @@ def prepare(
     Raises:
         RecipeError: The recipe is wrong, or files that it names are missing.
         PreflightError: It cannot work with the chosen engine, format or machine.
+        TrackingError: The base is named by an MLflow alias, and the store cannot be opened.
     """
     loaded = load(recipe, overrides)
     where = profiles.load(profile)
@@ -90,7 +91,8 @@ def prepare(
         name: environments.resolve(name, accelerator=where.accelerator, profile=where)
         for name in (*STAGE_ENVIRONMENTS, *engine)
     }
-    observed = observe(loaded, {name: e.digest for name, e in resolved.items()})
+    store = tracking.resolve(loaded.recipe.tracking.uri, space)
+    observed = observe(loaded, {name: e.digest for name, e in resolved.items()}, store)
     plan = make_plan(loaded, observed)
     warnings = preflight.require(loaded, plan, space, resolved, where.device)
     return Prepared(loaded, plan, space, where.device, resolved, tuple(map(str, warnings)))

@@ -203,7 +203,7 @@ def _run_stage(
                 str(Path(__file__).parent / "stages" / "__main__.py"),
                 str(step_file),
             ],
-            env=_environ(interpreter) | {"TOOLKIT_EVENTS_FD": str(writer)},
+            env=_environ(interpreter, spec) | {"TOOLKIT_EVENTS_FD": str(writer)},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -225,12 +225,19 @@ def _run_stage(
     )
 
 
-def _environ(interpreter: Interpreter) -> dict[str, str]:
-    """The stage's variables: its own programs first, then the core's (uv), then the user's."""
+def _environ(interpreter: Interpreter, spec: StepSpec) -> dict[str, str]:
+    """The stage's variables: its own programs first, then the core's (uv), then the user's.
+
+    ``models:/`` means the store that runs go to, so that fetch finds there what a run registered.
+    """
     environ = interpreter.environ()
     own, _, others = environ["PATH"].partition(os.pathsep)
     path = os.pathsep.join((own, str(Path(sys.executable).parent), others))
-    return environ | {"PATH": path, "TOOLKIT_PARENT": str(os.getpid())}
+    return environ | {
+        "PATH": path,
+        "TOOLKIT_PARENT": str(os.getpid()),
+        "MLFLOW_TRACKING_URI": Store.read(spec.store).uri,
+    }
 
 
 def _follow(

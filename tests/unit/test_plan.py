@@ -115,6 +115,16 @@ def test_another_engine_lock_changes_only_what_the_engine_serves():
     }
 
 
+def test_an_alias_that_moved_changes_the_base():
+    recipe = Recipe.model_validate({"name": "r", "model": {"source": "models:/m@champion"}})
+    plans = [
+        make_plan(Loaded(recipe, Path("r.yaml")), Observed(source=f"models:/m/{version}"))
+        for version in (1, 2)
+    ]
+    assert [p.step("fetch").config["source"] for p in plans] == ["models:/m/1", "models:/m/2"]
+    assert changed(*plans) == {"fetch"}
+
+
 def test_the_plan_is_cut_to_a_stage_and_all_it_needs():
     assert [s.name for s in plan_of().upto(("train",)).steps] == ["fetch", "data", "train"]
     assert [s.name for s in plan_of().upto(names=("serve-gptq",)).steps] == [

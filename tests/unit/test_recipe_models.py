@@ -43,6 +43,8 @@ WRONG = {
     "hub unpinned": ({"model": {"source": "org/m"}}, "revision is missing: pin 'org/m' to a commit of 40 hex digits, so that it cannot change"),
     "modelscope unpinned": ({"model": {"source": "modelscope://org/m"}}, "revision is missing: pin 'modelscope://org/m' to a commit of 40 hex digits, so that it cannot change"),
     "remote code": ({"model": {"source": "./m", "trust_remote_code": True}}, "trust_remote_code needs a pinned revision"),
+    "a stage of MLflow": ({"model": {"source": "models:/m/Production"}}, "'models:/m/Production' moves without notice: write models:/NAME/VERSION or models:/NAME@ALIAS"),
+    "digest of a folder": ({"model": {"source": "./m", "sha256": "0" * 64}}, "sha256 is that of a GGUF file, but './m' is none: its files are digested anyway"),
     "revision": ({"model": {"source": "org/m", "revision": "main"}}, "String should match pattern '^[0-9a-f]{40}$'"),
     "name": ({"name": "a/b"}, "'a/b' is not a name: use letters, digits, '-', '_' and '.', first a letter or digit"),
     "no place": (source(), "give exactly one of path, hub, python (given: none)"),

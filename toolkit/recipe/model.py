@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Self
@@ -12,6 +13,9 @@ from toolkit.recipe.base import Count, Section
 
 Revision = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+_REGISTERED = re.compile(r"models:/(m-\w+|[^/@]+(/\d+|@[^/@]+))")
+"""What MLflow registered, by version, alias or logged model; a stage and ``latest`` are not among them."""
 
 
 class SourceKind(StrEnum):
@@ -89,6 +93,14 @@ class ModelSection(Section):
         if kind in (SourceKind.hub, SourceKind.modelscope) and self.revision is None:
             raise ValueError(
                 f"revision is missing: pin {self.source!r} to a commit of 40 hex digits, so that it cannot change"
+            )
+        if kind is SourceKind.mlflow and not _REGISTERED.fullmatch(self.source):
+            raise ValueError(
+                f"{self.source!r} moves without notice: write models:/NAME/VERSION or models:/NAME@ALIAS"
+            )
+        if self.sha256 is not None and kind not in (SourceKind.gguf, SourceKind.pypi):
+            raise ValueError(
+                f"sha256 is that of a GGUF file, but {self.source!r} is none: its files are digested anyway"
             )
         if self.trust_remote_code and self.revision is None:
             raise ValueError("trust_remote_code needs a pinned revision")
