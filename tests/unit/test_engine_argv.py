@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,12 @@ def test_every_engine_listens_on_loopback_and_is_never_told_the_quantization(eng
     assert argv[argv.index("--host") + 1] == "127.0.0.1"
     assert "--quantization" not in argv
     assert "--trust-remote-code" not in argv
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_code_of_the_model_runs_only_where_the_recipe_trusts_it(engine):
+    trusted = replace(deployment(), trust_remote_code=True)
+    assert "--trust-remote-code" in ENGINES[engine]().command(Path("/py"), trusted, 8123).argv
 
 
 def test_the_base_under_an_adapter_has_a_name_of_its_own():

@@ -105,6 +105,8 @@ def test_a_folder_becomes_a_folder_that_stands_alone(model: Path, ctx: StageCont
     facts = fetch(ctx, source="./model")
     assert facts["architecture"] == "LlamaForCausalLM"
     assert (facts["parameters"], facts["dtype"], facts["num_layers"]) == (48, "BF16", 2)
+    assert (facts["source"], facts["revision"]) == ("./model", None)
+    assert facts["trust_remote_code"] is False
     assert facts["template_sha256"] == hashlib.sha256(b"old").hexdigest()
     assert sorted(facts["files"]) == [
         "chat_template.jinja",

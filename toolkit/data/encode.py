@@ -193,7 +193,7 @@ class Encoder:
         )
 
 
-def load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a model folder, ready for :class:`Encoder`.
 
     Offsets that leave out white space (``trim_offsets``) are set right: ids do not change.
@@ -201,7 +201,7 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(
-        str(folder), trust_remote_code=False, local_files_only=True
+        str(folder), trust_remote_code=trust_remote_code, local_files_only=True
     )
     if tokenizer.is_fast:
         backend = tokenizer.backend_tokenizer

@@ -76,6 +76,8 @@ class Deployment:
     serve: ServeSection
     adapters: tuple[Adapter, ...] = ()
     chat_template: Path | None = None
+    trust_remote_code: bool = False
+    """Whether the engine may run Python code that lies in the model's folder."""
 
     @classmethod
     def read(
@@ -87,6 +89,7 @@ class Deployment:
         name: str,
         max_length: int,
         device: str,
+        trust_remote_code: bool = False,
     ) -> Deployment:
         """Look at the folders once: ranks of the adapters, the template of the model.
 
@@ -105,6 +108,7 @@ class Deployment:
             serve=serve,
             adapters=tuple(Adapter.read(key, path) for key, path in adapters.items()),
             chat_template=template if template.is_file() else None,
+            trust_remote_code=trust_remote_code,
         )
 
     @property

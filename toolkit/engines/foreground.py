@@ -62,6 +62,7 @@ def serve_model(
         name=name,
         max_length=max_length,
         device=device,
+        trust_remote_code=inputs["model"].trusts_code,
     )
     log = private_folder(workspace.servers) / f"{name}.log"
     with (

@@ -106,6 +106,7 @@ def running(
     device: str,
     log: Path,
     on_phase: OnPhase | None = None,
+    trust_remote_code: bool = False,
 ) -> Iterator[Server]:
     """A healthy server for as long as the block runs; nothing of it is left afterwards, however the block ends.
 
@@ -120,12 +121,19 @@ def running(
         device: ``cpu`` or ``cuda``.
         log: File for everything the engine prints; its folder exists.
         on_phase: Told what start-up is doing.
+        trust_remote_code: Let the engine run Python code that lies in ``model``.
 
     Raises:
         EngineError: The engine did not start; the cause and the advice are in it.
     """
     deployment = Deployment.read(
-        model, adapters, serve, name=name, max_length=max_length, device=device
+        model,
+        adapters,
+        serve,
+        name=name,
+        max_length=max_length,
+        device=device,
+        trust_remote_code=trust_remote_code,
     )
     with started(engine, interpreter, deployment, log, on_phase) as server:
         try:

@@ -41,6 +41,8 @@ class Sglang:
         ]
         if deployment.chat_template:
             argv += ["--chat-template", str(deployment.chat_template)]
+        if deployment.trust_remote_code:
+            argv += ["--trust-remote-code"]
         if serve.tensor_parallel > 1:
             argv += ["--tp-size", str(serve.tensor_parallel)]
         argv += _device(deployment)

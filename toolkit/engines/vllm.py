@@ -55,6 +55,8 @@ class Vllm:
             argv += ["--chat-template", str(deployment.chat_template)]
         if deployment.eager:
             argv += ["--enforce-eager"]
+        if deployment.trust_remote_code:
+            argv += ["--trust-remote-code"]
         if serve.tensor_parallel > 1:
             argv += ["--tensor-parallel-size", str(serve.tensor_parallel)]
         argv += _memory(deployment)

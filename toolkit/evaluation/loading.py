@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 from toolkit.errors import ArtifactError
 
 
-def load_model(folder: Path, device: str, adapter: Path | None = None) -> Any:
+def load_model(
+    folder: Path, device: str, adapter: Path | None = None, *, trust_remote_code: bool = False
+) -> Any:
     """A model in inference mode on ``device``.
 
     Weights are fp32 on a CPU (bf16 is slower there without AMX) and as stored on a GPU. Compressed-tensors weights are
@@ -18,18 +21,28 @@ def load_model(folder: Path, device: str, adapter: Path | None = None) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    trust = {"trust_remote_code": trust_remote_code}
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, **trust)
     if quantization_method(folder) == "compressed-tensors":
         config.quantization_config["dequantize"] = True
     dtype = torch.float32 if device == "cpu" else "auto"
     model = AutoModelForCausalLM.from_pretrained(
-        folder, config=config, dtype=dtype, device_map=device, local_files_only=True
+        folder, config=config, dtype=dtype, device_map=device, local_files_only=True, **trust
     )
     if adapter is not None:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, str(adapter))
     return model.eval()
+
+
+def release(device: str) -> None:
+    """Give memory of dropped models back."""
+    import torch
+
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
 
 
 def quantization_method(folder: Path) -> str | None:
@@ -45,11 +58,13 @@ def quantization_method(folder: Path) -> str | None:
     return None if config is None else str(config["quant_method"])
 
 
-def load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     """The folder's tokenizer, padding on the left as batched generation needs, with the stop token if need be."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(
+        folder, padding_side="left", local_files_only=True, trust_remote_code=trust_remote_code
+    )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

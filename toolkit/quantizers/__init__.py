@@ -25,6 +25,7 @@ class Job:
         batches: Calibration rows, each ``{"input_ids": [1, N], "attention_mask": [1, N]}`` tensors; no row is padded,
             so that no statistic ever sees a padding token.
         advance: Moves the progress line.
+        trust_remote_code: Run Python code that lies in ``model``.
     """
 
     model: Path
@@ -32,6 +33,7 @@ class Job:
     device: str
     batches: Sequence[Mapping[str, Any]]
     advance: Advance
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ class Awq:
         from llmcompressor.modifiers.quantization import QuantizationModifier
         from llmcompressor.modifiers.transform.awq import AWQModifier
 
-        model = compressor.load_full(job.model, job.device)
+        model = compressor.load_full(job)
         groups, facts = compressor.grouped_weights(model, job, job.section.bits or 4)
         rounding = QuantizationModifier(config_groups=groups, ignore=list(job.section.ignore))
         return compressor.run(model, [AWQModifier(), rounding], job, facts)

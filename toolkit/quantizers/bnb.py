@@ -43,6 +43,7 @@ class Bnb:
             dtype="auto",
             device_map=job.device,
             local_files_only=True,
+            trust_remote_code=job.trust_remote_code,
         )
         return Quantized(
             model, facts | {"format": "bitsandbytes"}, ("bitsandbytes", "transformers", "torch")

@@ -13,7 +13,17 @@ from toolkit.quantizers.group_size import choose_group_size
 LIBRARIES = ("llmcompressor", "compressed-tensors", "transformers", "torch")
 
 
-def load_full(folder: Path, device: str) -> Any:
+EIGHT_BITS = {
+    "bits": 8,
+    "activation_bits": 8,
+    "group_size": None,
+    "symmetric": True,
+    "format": "compressed-tensors",
+}
+"""Facts of the methods with 8-bit weights and activations and one scale per row."""
+
+
+def load_full(job: Job) -> Any:
     """Load a full model on the CPU, whence llm-compressor moves one layer at a time to the GPU.
 
     On a CPU the weights become fp32, several times faster there than bf16; on a GPU they keep their type.
@@ -21,8 +31,12 @@ def load_full(folder: Path, device: str) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    dtype = torch.float32 if device == "cpu" else "auto"
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    return AutoModelForCausalLM.from_pretrained(
+        job.model,
+        dtype=torch.float32 if job.device == "cpu" else "auto",
+        local_files_only=True,
+        trust_remote_code=job.trust_remote_code,
+    )
 
 
 def input_sizes(model: Any, ignore: Sequence[str]) -> dict[str, int]:

@@ -16,15 +16,8 @@ class Fp8:
         """See :class:`toolkit.quantizers.Quantizer`."""
         from llmcompressor.modifiers.quantization import QuantizationModifier
 
-        model = compressor.load_full(job.model, job.device)
-        facts = {
-            "bits": 8,
-            "activation_bits": 8,
-            "group_size": None,
-            "symmetric": True,
-            "format": "compressed-tensors",
-        }
+        model = compressor.load_full(job)
         modifier = QuantizationModifier(
             targets="Linear", scheme="FP8_DYNAMIC", ignore=list(job.section.ignore)
         )
-        return compressor.run(model, [modifier], job, facts, rows=False)
+        return compressor.run(model, [modifier], job, compressor.EIGHT_BITS, rows=False)

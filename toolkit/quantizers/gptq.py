@@ -16,7 +16,7 @@ class Gptq:
         """See :class:`toolkit.quantizers.Quantizer`."""
         from llmcompressor.modifiers.gptq import GPTQModifier
 
-        model = compressor.load_full(job.model, job.device)
+        model = compressor.load_full(job)
         groups, facts = compressor.grouped_weights(model, job, job.section.bits or 4)
         modifier = GPTQModifier(
             config_groups=groups, ignore=list(job.section.ignore), actorder="static"

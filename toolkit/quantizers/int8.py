@@ -16,13 +16,6 @@ class Int8:
         """See :class:`toolkit.quantizers.Quantizer`."""
         from llmcompressor.modifiers.gptq import GPTQModifier
 
-        model = compressor.load_full(job.model, job.device)
-        facts = {
-            "bits": 8,
-            "activation_bits": 8,
-            "group_size": None,
-            "symmetric": True,
-            "format": "compressed-tensors",
-        }
+        model = compressor.load_full(job)
         modifier = GPTQModifier(targets="Linear", scheme="W8A8", ignore=list(job.section.ignore))
-        return compressor.run(model, [modifier], job, facts)
+        return compressor.run(model, [modifier], job, compressor.EIGHT_BITS)

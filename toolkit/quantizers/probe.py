@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -46,12 +45,15 @@ class Behaviour:
     size_mb: float
 
 
-def measure(folder: Path, probe: Probe, device: str, advance: Advance) -> Behaviour:
+def measure(
+    folder: Path, probe: Probe, device: str, advance: Advance, *, trust_remote_code: bool = False
+) -> Behaviour:
     """Load a model folder with Transformers, ask, and let go of it."""
     from toolkit.evaluation.generation import generate
-    from toolkit.evaluation.loading import load_model, load_tokenizer
+    from toolkit.evaluation.loading import load_model, load_tokenizer, release
 
-    model, tokenizer = load_model(folder, device), load_tokenizer(folder)
+    model = load_model(folder, device, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
     perplexity = _perplexity(model, probe.held_out, advance)
     prompts = [_prompt(question, tokenizer) for question in probe.questions]
     limits = [NEW_TOKENS] * len(prompts)
@@ -61,15 +63,6 @@ def measure(folder: Path, probe: Probe, device: str, advance: Advance) -> Behavi
     return Behaviour(
         perplexity, tuple(answers[index] for index in range(len(prompts))), weights_mb(folder)
     )
-
-
-def release(device: str) -> None:
-    """Give memory of dropped models back."""
-    import torch
-
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.empty_cache()
 
 
 def weights_mb(folder: Path) -> float:

@@ -64,6 +64,11 @@ class Input:
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What the stage that made it returned as :attr:`StageResult.facts`."""
 
+    @property
+    def trusts_code(self) -> bool:
+        """Whether the recipe trusts the Python code in this model folder (``model.trust_remote_code``)."""
+        return bool(self.facts.get("trust_remote_code", False))
+
 
 @dataclass(frozen=True)
 class StageResult:

@@ -71,7 +71,7 @@ class Data:
             "loading the tokenizer"
         )
         model = ctx.inputs["model"].path
-        tokenizer = load_tokenizer(model)
+        tokenizer = load_tokenizer(model, trust_remote_code=ctx.inputs["model"].trusts_code)
         _has_template(tokenizer, [*found.train[:1], *found.heldout[:1]])
         ledger = Ledger(found.sources)
         writing = _Writing(config, ctx, tokenizer, stop_ids(model))

@@ -78,7 +78,8 @@ class _Evaluation:
     def run(self) -> StageResult:
         from toolkit.evaluation.loading import load_tokenizer
 
-        tokenizer = load_tokenizer(self.ctx.inputs["model"].path)
+        model = self.ctx.inputs["model"]
+        tokenizer = load_tokenizer(model.path, trust_remote_code=model.trusts_code)
         waiting = [row for row in self.asked if row.id not in self.answers]
         if len(waiting) < len(self.asked):
             self.ctx.note(
@@ -107,13 +108,15 @@ class _Evaluation:
         self, tokenizer: Any, waiting: Sequence[HeldoutRow], unmeasured: Sequence[HeldoutRow]
     ) -> None:
         from toolkit.evaluation.generation import generate, prompt_ids
-        from toolkit.evaluation.loading import load_model
-        from toolkit.quantizers.probe import release
+        from toolkit.evaluation.loading import load_model, release
 
-        adapter = self.ctx.inputs.get("adapter")
+        source, adapter = self.ctx.inputs["model"], self.ctx.inputs.get("adapter")
         self.ctx.note("loading the model")
         model = load_model(
-            self.ctx.inputs["model"].path, self.ctx.device, adapter.path if adapter else None
+            source.path,
+            self.ctx.device,
+            adapter.path if adapter else None,
+            trust_remote_code=source.trusts_code,
         )
         if waiting:
             prompts = [prompt_ids(tokenizer, row) for row in waiting]
@@ -181,6 +184,7 @@ class _Evaluation:
             max_length=self.config.max_length,
             device=self.ctx.device,
             log=self.ctx.output / "engine.log",
+            trust_remote_code=self.ctx.inputs["model"].trusts_code,
         )
         return server
 

@@ -48,6 +48,7 @@ class Export:
         facts = dict(ctx.inputs["adapter"].facts) | {
             "method": config.method,
             "base": _base(config, ctx),
+            "trust_remote_code": ctx.inputs["model"].trusts_code,
         }
         if config.format == "adapter":
             dtype, metrics = "fp32", _adapter(facts["base"], ctx)
@@ -70,6 +71,7 @@ _KEPT = (
     "rslora",
     "targets",
     "max_length",
+    "trust_remote_code",
 )
 
 
@@ -117,6 +119,7 @@ def _merged(config: ExportConfig, facts: Mapping[str, Any], ctx: StageContext) -
         dtype=config.dtype,
         row=_probe(ctx),
         device=ctx.device,
+        trust_remote_code=base.trusts_code,
     )
     ctx.note(f"adapter and merged model differ by {report.merge_error:.2g} in a logit")
     return {

@@ -28,7 +28,7 @@ class Fetch:
 
     name: ClassVar[str] = "fetch"
     produces: ClassVar[Kind] = Kind.model
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
     environment: ClassVar[str] = "train"
 
     def run(self, config: FetchConfig, ctx: StageContext) -> StageResult:
@@ -45,7 +45,11 @@ class Fetch:
             ctx.note("the model has no chat template: conversations need model.chat_template")
         folder.set_generation_config(ctx.output)
         folder.set_modes(ctx.output)
-        facts = folder.describe(ctx.output)
+        facts = folder.describe(ctx.output) | {
+            "source": config.source,
+            "revision": config.revision,
+            "trust_remote_code": config.trust_remote_code,
+        }
         millions = facts["parameters"] / 1e6
         ctx.note(f"{facts['architecture']}, {millions:.0f} M parameters, {facts['dtype']}")
         return StageResult(metrics={"parameters": facts["parameters"]}, facts=facts)

@@ -48,13 +48,15 @@ class Quantize:
             PreflightError: The model is quantized already, or the group size does not divide its shapes.
         """
         _be_quiet()
+        from toolkit.evaluation.loading import release
         from toolkit.quantizers import probe, report
 
-        source = ctx.inputs["model"].path
+        model = ctx.inputs["model"]
+        source, trust = model.path, model.trusts_code
         _require_full(source)
-        rows = _Rows.read(config, source, ctx.inputs.get("dataset"))
+        rows = _Rows.read(config, model, ctx.inputs.get("dataset"))
         ctx.note("measuring the full model")
-        full = probe.measure(source, rows.probe, ctx.device, ctx.progress)
+        full = probe.measure(source, rows.probe, ctx.device, ctx.progress, trust_remote_code=trust)
 
         quantizer = QUANTIZERS[config.quantize.method]()
         token_rows = rows.calibration if quantizer.calibrates else []
@@ -65,7 +67,7 @@ class Quantize:
         start = time.monotonic()
         batches = calibration.batches(token_rows)
         quantized = quantizer.quantize(
-            Job(source, config.quantize, ctx.device, batches, ctx.progress)
+            Job(source, config.quantize, ctx.device, batches, ctx.progress, trust)
         )
         _save(quantized.model, source, ctx.output)
         seconds = time.monotonic() - start
@@ -73,15 +75,18 @@ class Quantize:
             config, quantized, token_rows, rows.mix, (full.size_mb, probe.weights_mb(ctx.output))
         )
         del quantized, batches
-        probe.release(ctx.device)
+        release(ctx.device)
 
         ctx.note("measuring the quantized model")
-        after = probe.measure(ctx.output, rows.probe, ctx.device, ctx.progress)
+        after = probe.measure(
+            ctx.output, rows.probe, ctx.device, ctx.progress, trust_remote_code=trust
+        )
         (ctx.output / "quantization.json").write_text(json.dumps(manifest, indent=2) + "\n")
         report.write(
             ctx.output, manifest, rows.probe.questions, full=full, quantized=after, seconds=seconds
         )
-        return StageResult(report.numbers(full, after, seconds), {"quantization": manifest})
+        facts = {"quantization": manifest, "trust_remote_code": trust}
+        return StageResult(report.numbers(full, after, seconds), facts)
 
 
 class _Rows:
@@ -91,11 +96,12 @@ class _Rows:
         self.mix, self.calibration, self.probe = mix, token_rows, probe
 
     @classmethod
-    def read(cls, config: QuantizeConfig, model: Path, dataset: Input | None) -> _Rows:
+    def read(cls, config: QuantizeConfig, model: Input, dataset: Input | None) -> _Rows:
         from toolkit.data.store import TokenStore
         from toolkit.evaluation.loading import load_tokenizer
 
-        tokenizer, general = load_tokenizer(model), calibration.general_text()
+        tokenizer = load_tokenizer(model.path, trust_remote_code=model.trusts_code)
+        general = calibration.general_text()
         store = TokenStore(dataset.path / "tokens" / "train") if dataset else None
         mix = calibration.mix(
             len(store) if store else 0, len(general), config.quantize.calibration, config.seed

@@ -77,6 +77,7 @@ class Serve:
             max_length=config.max_length,
             device=ctx.device,
             log=ctx.output / "engine.log",
+            trust_remote_code=ctx.inputs["model"].trusts_code,
             on_phase=lambda phase, seconds: ctx.progress(seconds, 0, "s", phase=phase),
         ) as server:
             startup = {"seconds": round(server.start_seconds, 2), "phases": dict(server.phases)}

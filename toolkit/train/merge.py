@@ -39,6 +39,7 @@ def merge(
     dtype: str,
     row: TokenRow,
     device: str,
+    trust_remote_code: bool = False,
 ) -> MergeReport:
     """Write the merged model into ``output``, as a self-contained folder with sharded safetensors.
 
@@ -51,6 +52,7 @@ def merge(
         dtype: ``bf16``, ``fp16`` or ``fp32``, of the stored weights.
         row: A held-out row on which adapter and merged model are compared.
         device: ``cpu`` or ``cuda``; one float32 copy of the model must fit there.
+        trust_remote_code: Run Python code that lies in ``base``.
 
     Raises:
         StepFailedError: The merged model is not the trained one.
@@ -58,9 +60,8 @@ def merge(
     from peft import PeftModel
 
     quantized = facts.get("trained_on") == "nf4"
-    model = float_base(
-        base, facts.get("precision", "fp32") if quantized else "fp32", quantized, device
-    )
+    precision: Precision = facts.get("precision", "fp32") if quantized else "fp32"
+    model = float_base(base, precision, quantized, device, trust_remote_code=trust_remote_code)
     adapted = PeftModel.from_pretrained(model, adapter)
     trained = row_logits(adapted, row)
     merged = adapted.merge_and_unload(safe_merge=True)
@@ -76,7 +77,7 @@ def merge(
     merged.save_pretrained(output, max_shard_size=SHARD)
     copy_companions(base, output)
     del model, adapted, merged
-    stored = read_back(output, row, device)
+    stored = read_back(output, row, device, trust_remote_code=trust_remote_code)
     return MergeReport(
         merge_error,
         float((trained - stored).abs().max()),
@@ -84,7 +85,14 @@ def merge(
     )
 
 
-def float_base(folder: Path, precision: Precision, quantized: bool, device: str) -> Any:
+def float_base(
+    folder: Path,
+    precision: Precision,
+    quantized: bool,
+    device: str,
+    *,
+    trust_remote_code: bool = False,
+) -> Any:
     """The base in float32, as training saw it.
 
     After QLoRA that is the 4-bit base, dequantized; it is quantized from the same number format as
@@ -92,7 +100,8 @@ def float_base(folder: Path, precision: Precision, quantized: bool, device: str)
     """
     import torch
 
-    model = load_base(folder, Numerics(precision, quantized), device)
+    numerics = Numerics(precision, quantized)
+    model = load_base(folder, numerics, device, trust_remote_code=trust_remote_code)
     if quantized:
         model = model.dequantize()
         model._weight_conversions = []
@@ -100,7 +109,7 @@ def float_base(folder: Path, precision: Precision, quantized: bool, device: str)
     return model.to(torch.float32)
 
 
-def read_back(folder: Path, row: TokenRow, device: str) -> Any:
+def read_back(folder: Path, row: TokenRow, device: str, *, trust_remote_code: bool = False) -> Any:
     """Logits of the stored model, computed in float32.
 
     Raises:
@@ -113,7 +122,7 @@ def read_back(folder: Path, row: TokenRow, device: str) -> Any:
         folder,
         dtype=torch.float32,
         local_files_only=True,
-        trust_remote_code=False,
+        trust_remote_code=trust_remote_code,
         output_loading_info=True,
     )
     wrong = sorted([*loading["missing_keys"], *loading["unexpected_keys"]])
