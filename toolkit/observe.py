@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from toolkit import digests
 from toolkit.errors import Problem, RecipeError
 from toolkit.plan import Observed
 from toolkit.recipe.load import Loaded
 from toolkit.recipe.model import SourceKind, parse_source
+from toolkit.recipe.paths import resolve_path
 from toolkit.recipe.recipe import Recipe
 from toolkit.tracking.client import connect
 from toolkit.tracking.store import Store, check
@@ -23,18 +23,12 @@ def local_files(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield recipe.model.chat_template, "model.chat_template"
     sources = (*recipe.data.sources, *recipe.data.heldout.sources) if recipe.data else ()
     for source in sources:
-        if named := source.path or source.python:
-            yield named.partition(".py:")[0] + ".py" if source.python else named, "data"
-    for metric in recipe.evaluate.metrics if recipe.evaluate else ():
-        if ".py:" in metric:
-            yield metric.partition(":")[0], "evaluate.metrics"
+        if source.file:
+            yield source.file, "data"
+    for file in recipe.evaluate.files if recipe.evaluate else ():
+        yield file, "evaluate.metrics"
     for adapter in recipe.serve.adapters if recipe.serve else ():
         yield adapter.path, "serve.adapters"
-
-
-def resolve_path(text: str, directory: Path) -> Path:
-    """A path of a recipe on this machine: ``~`` is the home folder, relative ones start at the recipe."""
-    return directory / Path(text).expanduser()
 
 
 def observe(

@@ -141,11 +141,7 @@ class _Planner:
         data = self.recipe.data
         if data is None:
             return
-        named = [
-            s.path or (s.python or "").partition(".py:")[0] + ".py"
-            for s in (*data.sources, *data.heldout.sources)
-            if not s.hub
-        ]
+        named = [s.file for s in (*data.sources, *data.heldout.sources) if s.file]
         config = {"data": data.model_dump(mode="json"), "digests": self._digests(*named)}
         self._add("data", "data", config | self._shared, {"model": "fetch"})
 
@@ -192,13 +188,12 @@ class _Planner:
         section = self.recipe.evaluate
         if section is None:
             return
-        files = [m.partition(":")[0] for m in section.metrics if ".py:" in m]
         config = section.model_dump(mode="json", exclude={"of", "gates"})
         engine = self.recipe.serve if section.through == "engine" or section.lm_eval else None
         config |= {
             "subject": subject,
             "max_length": self.recipe.model.max_length,
-            "digests": self._digests(*files),
+            "digests": self._digests(*section.files),
             "engine": engine.model_dump(mode="json", exclude=_NOT_SCORED) if engine else None,
         }
         engines = (engine.engine,) if engine else ()

@@ -113,6 +113,16 @@ def test_a_user_file_that_cannot_be_imported_says_why(tmp_path: Path):
         load_metric("mine.py:f", tmp_path)
 
 
+def test_a_user_metric_may_use_dataclasses_and_its_neighbours(tmp_path: Path):
+    (tmp_path / "scores_beside.py").write_text("FULL = 1.0\n")
+    (tmp_path / "mine.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        "from scores_beside import FULL\n\n@dataclass\nclass Score:\n    value: float\n\n"
+        "def f(prediction, reference, row):\n    return Score(FULL).value\n"
+    )
+    assert load_metric("mine.py:f", tmp_path)("", "", ROW) == 1.0
+
+
 def test_a_user_metric_that_raises_names_the_row(tmp_path: Path):
     (tmp_path / "mine.py").write_text("def f(prediction, reference, row):\n    return 1 / 0\n")
     with pytest.raises(

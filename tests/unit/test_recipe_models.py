@@ -51,6 +51,8 @@ WRONG = {
     "two places": (source(path="a.jsonl", hub="o/d", revision=SHA1), "give exactly one of path, hub, python (given: path, hub)"),
     "dataset unpinned": (source(hub="o/d"), "revision is missing: pin the dataset 'o/d' to a commit of 40 hex digits"),
     "function": (source(python="make.py"), "python is 'make.py': write 'file.py:function'"),
+    "subset of a file": (source(path="a.jsonl", subset="x"), "revision and subset are those of a Hub dataset: they need hub"),
+    "arguments of a file": (source(path="a.jsonl", arguments={"n": 1}), "arguments are those of a function: they need python"),
     "no sources": ({"data": {"sources": []}}, "Tuple should have at least 1 item after validation, not 0"),
     "weight": (source(path="a.jsonl", weight=0), "Input should be greater than 0"),
     "train without data": ({"train": {}}, "train needs a data section"),

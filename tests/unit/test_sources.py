@@ -131,11 +131,12 @@ def test_a_python_function_yields_rows_and_gets_its_arguments(tmp_path):
     [
         (
             "def rows():\n    yield {}\n    raise KeyError('x')\n",
-            "gen.py:rows failed at line 3: KeyError: 'x'",
+            "gen.py:rows failed: KeyError: 'x' (line 3)",
         ),
         (
             "import nothing_like_this\n",
-            "gen.py:rows: gen.py does not import at line 1: ModuleNotFoundError",
+            "gen.py:rows: gen.py cannot be imported: ModuleNotFoundError: "
+            + "No module named 'nothing_like_this' (line 1)",
         ),
         ("def other(): pass\n", "gen.py:rows: gen.py has no function 'rows'"),
         ("def rows(n): yield {}\n", "gen.py:rows failed: TypeError"),
@@ -147,7 +148,9 @@ def test_a_failing_python_source_names_its_line(tmp_path, code, message):
 
 
 def test_a_missing_python_file_is_named(tmp_path):
-    assert failure(tmp_path, python="gen.py:rows").message.startswith("gen.py:rows: no such file")
+    assert failure(tmp_path, python="gen.py:rows").message.startswith(
+        "gen.py:rows: there is no file "
+    )
 
 
 def test_sources_are_named_as_the_recipe_names_them():

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 from toolkit.errors import DataError
 from toolkit.recipe.data import DataSource
+from toolkit.recipe.paths import resolve_path
+from toolkit.user_code import line_in, load_function
 
 
 class RawRow(NamedTuple):
@@ -63,8 +62,7 @@ def _rows(source: DataSource, folder: Path) -> Iterator[RawRow]:
         return _call(source.python, source.arguments, folder)
     if source.hub is not None:
         return _read_hub(source)
-    path = Path(source.path or "").expanduser()
-    path = path if path.is_absolute() else folder / path
+    path = resolve_path(source.path or "", folder)
     readers = {
         ".jsonl": _read_jsonl,
         ".json": _read_json,
@@ -206,74 +204,16 @@ def _read_hub(source: DataSource) -> Iterator[RawRow]:
 
 
 def _call(reference: str, arguments: Mapping[str, Any], folder: Path) -> Iterator[RawRow]:
-    file, _, name = reference.rpartition(":")
-    function = load_function(folder / file, name, reference)
+    function = load_function(
+        reference, folder, who=reference, error=DataError, signature="a function that yields dicts"
+    )
     try:
-        for number, row in enumerate(function(**arguments), start=1):
+        for number, row in enumerate(function.call(**arguments), start=1):
             yield RawRow(f"{reference} row {number}", row)
     except DataError:
         raise
     except Exception as error:  # the user's code may raise anything, and it is the user's to mend
         raise DataError(
-            f"{reference} failed{_line(error, folder / file)}: {type(error).__name__}: {error}",
+            f"{reference} failed: {type(error).__name__}: {error}{line_in(error, function.file)}",
             f"it was called with {dict(arguments)!r} and must yield dicts",
         ) from error
-
-
-def load_function(path: Path, name: str, reference: str) -> Callable[..., Any]:
-    """Import a function from a file of the user's.
-
-    Raises:
-        DataError: There is no such file or function, or the file does not import.
-    """
-    if not path.is_file():
-        raise DataError(
-            f"{reference}: no such file (looked for {path})",
-            "paths start at the folder of the recipe",
-        )
-    module = _module(path, reference)
-    function = getattr(module, name, None)
-    if not callable(function):
-        defined = [
-            key
-            for key, value in vars(module).items()
-            if callable(value) and not key.startswith("_")
-        ]
-        raise DataError(
-            f"{reference}: {path.name} has no function {name!r}",
-            f"it has {', '.join(defined) or 'none'}",
-        )
-    found: Callable[..., Any] = function
-    return found
-
-
-def _module(path: Path, reference: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise DataError(
-            f"{reference}: {path.name} is not a Python file", "write 'file.py:function'"
-        )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up while it is made
-    sys.path.insert(0, str(path.parent))  # so that the file can import its neighbours
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # the user's code may raise anything
-        raise DataError(
-            f"{reference}: {path.name} does not import{_line(error, path)}: "
-            f"{type(error).__name__}: {error}",
-            "mend the file",
-        ) from error
-    finally:
-        sys.path.remove(str(path.parent))
-    return module
-
-
-def _line(error: BaseException, path: Path) -> str:
-    """``" at line 12"``: the innermost line of the user's file in the traceback."""
-    line, step = None, error.__traceback__
-    while step is not None:
-        if step.tb_frame.f_code.co_filename == str(path):
-            line = step.tb_lineno
-        step = step.tb_next
-    return "" if line is None else f" at line {line}"

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from toolkit.errors import DataError, UsageError
 from toolkit.recipe.evaluate import BUILTIN_METRICS
 from toolkit.registry import close_match
+from toolkit.user_code import load_function
 
 Metric = Callable[[str, str, Mapping[str, Any]], float]
 """``(prediction, reference, row) -> score``; higher is better, and 1.0 is perfect for the built-in ones."""
 
+SIGNATURE = "def function(prediction: str, reference: str, row: dict) -> float"
 PERPLEXITY = "perplexity"
 """The one metric that needs no generated answer; see :mod:`toolkit.evaluation.perplexity`."""
 
@@ -75,42 +76,15 @@ def load_metric(name: str, recipe_dir: Path) -> Metric:
     """
     if name in _BUILTIN:
         return _BUILTIN[name]
-    file, colon, function = name.rpartition(":")
-    if not colon:
+    if ":" not in name:
         raise UsageError(
             f"no metric is named {name!r}{close_match(name, BUILTIN_METRICS)}",
             f"known: {', '.join(BUILTIN_METRICS)}, or 'file.py:function' relative to the recipe",
         )
-    return _checked(name, _user_function(recipe_dir / file, function, name))
-
-
-def _user_function(path: Path, function: str, name: str) -> Callable[..., Any]:
-    if not path.is_file():
-        raise UsageError(
-            f"metric {name}: there is no file {path}", "the path is relative to the recipe"
-        )
-    spec = importlib.util.spec_from_file_location(f"toolkit_metric_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"metric {name}: {path} is not a Python file", "write 'file.py:function'")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise UsageError(
-            f"metric {name}: {path} cannot be imported: {type(error).__name__}: {error}"
-        ) from error
-    found = getattr(module, function, None)
-    if not callable(found):
-        names = [
-            key
-            for key, value in vars(module).items()
-            if callable(value) and not key.startswith("_")
-        ]
-        raise UsageError(
-            f"metric {name}: {path} has no function {function!r}{close_match(function, names)}",
-            "write def function(prediction: str, reference: str, row: dict) -> float",
-        )
-    return cast("Callable[..., Any]", found)
+    function = load_function(
+        name, recipe_dir, who=f"metric {name}", error=UsageError, signature=SIGNATURE
+    )
+    return _checked(name, function.call)
 
 
 def _checked(name: str, function: Callable[..., Any]) -> Metric:

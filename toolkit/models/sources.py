@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from toolkit.errors import ModelError, NotInstalledError
 from toolkit.models import folder, gguf
 from toolkit.recipe.model import ModelSource, SourceKind
+from toolkit.recipe.paths import resolve_path
 from toolkit.stages import StageContext
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ Bring = Callable[[ModelSource, "FetchConfig", StageContext], None]
 
 
 def local_path(text: str, ctx: StageContext) -> Path:
-    """A path of the recipe, made absolute; anything relative starts at the recipe."""
-    return ctx.recipe_dir / Path(text).expanduser()
+    """A path of the recipe on this machine."""
+    return resolve_path(text, ctx.recipe_dir)
 
 
 def bring_folder(source: ModelSource, config: FetchConfig, ctx: StageContext) -> None:

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from toolkit.recipe.base import Count, Fraction, Section
 from toolkit.recipe.model import Revision
+from toolkit.recipe.paths import file_of
 
 Format = Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "text"]
 Policy = Literal["drop", "refuse"]
@@ -37,6 +38,11 @@ class DataSource(Section):
     weight: Annotated[float, Field(gt=0)] = 1.0
     """How often each row is used: 2 takes every row twice, 0.5 takes half of them, chosen by content hash."""
 
+    @property
+    def file(self) -> str | None:
+        """The local file that is read, as the recipe writes it; None for a Hub dataset."""
+        return self.path or (file_of(self.python) if self.python else None)
+
     @model_validator(mode="after")
     def _exactly_one_place(self) -> Self:
         given = [key for key in ("path", "hub", "python") if getattr(self, key) is not None]
@@ -50,6 +56,10 @@ class DataSource(Section):
             )
         if self.python is not None and ":" not in self.python:
             raise ValueError(f"python is {self.python!r}: write 'file.py:function'")
+        if self.hub is None and (self.revision or self.subset):
+            raise ValueError("revision and subset are those of a Hub dataset: they need hub")
+        if self.python is None and self.arguments:
+            raise ValueError("arguments are those of a function: they need python")
         return self
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from toolkit.recipe.base import Count, Section
+from toolkit.recipe.paths import file_of
 
 BUILTIN_METRICS = ("exact_match", "json_match", "contains", "token_f1", "perplexity")
 
@@ -62,6 +63,11 @@ class EvaluateSection(Section):
     """Bounds that must hold, or the run exits with 1."""
     lm_eval: LmEvalSection | None = None
     """Public benchmarks, through the engine."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files of the user's own metrics, as the recipe writes them."""
+        return tuple(file_of(metric) for metric in self.metrics if ".py:" in metric)
 
     @model_validator(mode="after")
     def _metrics_exist(self) -> Self:
