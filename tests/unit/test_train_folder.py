@@ -1,7 +1,8 @@
 import json
 
+from toolkit.models.folder import copy_companions
 from toolkit.train.curves import smoothed
-from toolkit.train.folder import base_id, copy_companions
+from toolkit.train.folder import base_id
 
 
 def model_folder(path, name):
@@ -31,7 +32,7 @@ def test_companions_are_copied_byte_for_byte_and_weights_are_not(tmp_path):
     (source / "chat_template.jinja").write_bytes(template.encode())
     (source / "tokenizer.json").write_text("{}")
     (source / "model.safetensors").write_text("weights")
-    assert copy_companions(source, target) == ["tokenizer.json", "chat_template.jinja"]
+    assert copy_companions(source, target) == ["chat_template.jinja", "tokenizer.json"]
     assert (target / "chat_template.jinja").read_bytes() == template.encode()
     assert not (target / "model.safetensors").exists()
 

@@ -192,12 +192,15 @@ def prompt_ids(tokenizer: Any, row: Mapping[str, Any], system: str | None = None
 
     Rows of a dataset artifact hold ``data.system`` already; ``system`` is for rows from elsewhere.
     """
+    return question_ids(tokenizer, prompt_messages(row, system), row.get("tools"))
+
+
+def question_ids(
+    tokenizer: Any, messages: Sequence[Message], tools: Sequence[Any] | None = None
+) -> list[int]:
+    """Token ids of messages that wait for an answer, as a server renders them."""
     ids: list[int] = tokenizer.apply_chat_template(
-        prompt_messages(row, system),
-        tools=row.get("tools"),
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=False,
+        list(messages), tools=tools, add_generation_prompt=True, tokenize=True, return_dict=False
     )
     return ids
 

@@ -5,20 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from toolkit.evaluation.rows import HeldoutRow
-
-
-def prompt_ids(tokenizer: Any, row: HeldoutRow) -> list[int]:
-    """Token ids of the question, rendered by the model's own template and open for the assistant's turn."""
-    rendered = tokenizer.apply_chat_template(
-        list(row.prompt),
-        tools=row.tools,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-    )
-    return list(rendered["input_ids"])
-
 
 def stop_ids(model: Any, tokenizer: Any) -> list[int]:
     """Tokens that end an answer: the generation config's and the tokenizer's."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from toolkit.data.render import prompt_messages, reference
 from toolkit.errors import ArtifactError
 
 
@@ -20,7 +21,8 @@ class HeldoutRow:
         id: Content hash.
         data: The row as it stands in the file.
         prompt: Messages before the last answer; empty for plain text.
-        reference: The last answer, or None when the row does not end with an assistant turn.
+        reference: The last answer (tool calls as JSON where it is nothing else), or None when the
+            row does not end with an assistant turn.
     """
 
     index: int
@@ -53,14 +55,7 @@ def choose(rows: Iterable[HeldoutRow], limit: int) -> list[HeldoutRow]:
 
 
 def _row(index: int, data: Mapping[str, Any]) -> HeldoutRow:
-    messages = tuple(data.get("messages") or ())
-    reference = None
-    if (
-        messages
-        and messages[-1]["role"] == "assistant"
-        and isinstance(messages[-1].get("content"), str)
-    ):
-        reference = messages[-1]["content"]
-    return HeldoutRow(
-        index, data["id"], data, messages[:-1] if reference is not None else (), reference
-    )
+    messages = data.get("messages")
+    if not messages or messages[-1]["role"] != "assistant":
+        return HeldoutRow(index, data["id"], data, (), None)
+    return HeldoutRow(index, data["id"], data, tuple(prompt_messages(data)), reference(data))

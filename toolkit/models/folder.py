@@ -30,6 +30,12 @@ UNWANTED = (
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 TEMPLATE = "chat_template.jinja"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+COMPANIONS = (
+    "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model",
+    "*.spm", "*.tiktoken", "chat_template*", "generation_config.json", "preprocessor_config.json",
+    "*.py",
+)  # fmt: skip
+"""What a model needs beside config and weights. Python files are here only where they are trusted."""
 Progress = Callable[[float, float], None]
 """Called with bytes done and bytes in total."""
 
@@ -66,7 +72,10 @@ def take(source: Path, output: Path, *, code: bool, progress: Progress | None = 
     ]
     done, total = 0, sum(path.stat().st_size for path in files)
     for path in files:
-        _link_or_copy(path, output / path.name)
+        if path.suffix == ".safetensors":
+            link_or_copy(path.resolve(), output / path.name)
+        else:
+            shutil.copyfile(path, output / path.name)
         done += path.stat().st_size
         if progress:
             progress(done, total)
@@ -78,14 +87,25 @@ def _belongs(name: str, code: bool) -> bool:
     return any(fnmatch(name, pattern) for pattern in wanted_patterns(code=code))
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
-    if source.suffix == ".safetensors":
-        try:
-            os.link(source.resolve(), target)
-        except OSError:  # another disk, or one without hard links
-            shutil.copyfile(source, target)
-    else:
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a large file a second name where the file system can, else copy it."""
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
         shutil.copyfile(source, target)
+
+
+def copy_companions(source: Path, target: Path) -> list[str]:
+    """Copy the files of :data:`COMPANIONS` that ``source`` has, byte for byte; return their names, sorted.
+
+    Bytes, not a tokenizer loaded and saved again: the template that is served must be the one that
+    was trained with.
+    """
+    names = sorted(path.name for path in source.iterdir() if path.is_file())
+    found = [name for name in names if any(fnmatch(name, pattern) for pattern in COMPANIONS)]
+    for name in found:
+        shutil.copyfile(source / name, target / name)
+    return found
 
 
 def check(folder: Path) -> None:

@@ -49,13 +49,14 @@ def measure(
     folder: Path, probe: Probe, device: str, advance: Advance, *, trust_remote_code: bool = False
 ) -> Behaviour:
     """Load a model folder with Transformers, ask, and let go of it."""
+    from toolkit.data.render import question_ids
     from toolkit.evaluation.generation import generate
     from toolkit.evaluation.loading import load_model, load_tokenizer, release
 
     model = load_model(folder, device, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
     perplexity = _perplexity(model, probe.held_out, advance)
-    prompts = [_prompt(question, tokenizer) for question in probe.questions]
+    prompts = [question_ids(tokenizer, q["messages"], q.get("tools")) for q in probe.questions]
     limits = [NEW_TOKENS] * len(prompts)
     answers = dict(generate(model, tokenizer, prompts, limits=limits, batch_size=BATCH_SIZE))
     del model
@@ -80,14 +81,3 @@ def _perplexity(model: Any, rows: Sequence[TokenRow], advance: Advance) -> float
         total, tokens = total + loss, tokens + count
         advance(done, len(rows), "held-out rows")
     return math.exp(total / tokens) if tokens else None
-
-
-def _prompt(question: Mapping[str, Any], tokenizer: Any) -> list[int]:
-    rendered = tokenizer.apply_chat_template(
-        question["messages"],
-        tools=question.get("tools"),
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-    )
-    return list(rendered["input_ids"])

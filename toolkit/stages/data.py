@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
+from toolkit import digests
 from toolkit.data.collect import Row, collect
 from toolkit.data.encode import (
     BATCH,
@@ -262,10 +262,5 @@ def _facts(output: Path, ledger: Ledger, tokenizer: Any, config: DataConfig) -> 
         "max_length": config.max_length,
         "stop_token": ledger.stop_token,
         "template_sha256": template_sha256(tokenizer),
-        "digests": {f"{s}.jsonl": _sha256(output / f"{s}.jsonl") for s in SIDES},
+        "digests": {f"{s}.jsonl": digests.of_file(output / f"{s}.jsonl") for s in SIDES},
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

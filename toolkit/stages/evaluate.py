@@ -107,7 +107,8 @@ class _Evaluation:
     def _through_transformers(
         self, tokenizer: Any, waiting: Sequence[HeldoutRow], unmeasured: Sequence[HeldoutRow]
     ) -> None:
-        from toolkit.evaluation.generation import generate, prompt_ids
+        from toolkit.data.render import prompt_ids
+        from toolkit.evaluation.generation import generate
         from toolkit.evaluation.loading import load_model, release
 
         source, adapter = self.ctx.inputs["model"], self.ctx.inputs.get("adapter")
@@ -119,7 +120,7 @@ class _Evaluation:
             trust_remote_code=source.trusts_code,
         )
         if waiting:
-            prompts = [prompt_ids(tokenizer, row) for row in waiting]
+            prompts = [prompt_ids(tokenizer, row.data) for row in waiting]
             limits = [
                 self._limit(row, prompt) for row, prompt in zip(waiting, prompts, strict=True)
             ]
@@ -140,14 +141,14 @@ class _Evaluation:
         release(self.ctx.device)
 
     def _through_engine(self, tokenizer: Any, waiting: Sequence[HeldoutRow]) -> dict[str, float]:
+        from toolkit.data.render import prompt_ids
         from toolkit.evaluation import lm_eval
         from toolkit.evaluation.endpoint import Endpoint
-        from toolkit.evaluation.generation import prompt_ids
 
         section = self.config.engine or ServeSection()
         with self._server(section) as server:
             endpoint = Endpoint(server.url, server.models[self.config.subject])
-            limits = [self._limit(row, prompt_ids(tokenizer, row)) for row in waiting]
+            limits = [self._limit(row, prompt_ids(tokenizer, row.data)) for row in waiting]
             concurrent = min(section.max_concurrent, self.config.batch_size)
             self._score(waiting, endpoint.generate(waiting, limits=limits, concurrent=concurrent))
             if self.config.lm_eval is None:

@@ -84,7 +84,7 @@ def _base(config: ExportConfig, ctx: StageContext) -> str:
 
 
 def _adapter(base: str, ctx: StageContext) -> dict[str, float]:
-    from toolkit.train.folder import copy_companions
+    from toolkit.models.folder import copy_companions
 
     source = ctx.inputs["adapter"].path
     weights, settings = "adapter_model.safetensors", "adapter_config.json"
@@ -96,7 +96,8 @@ def _adapter(base: str, ctx: StageContext) -> dict[str, float]:
 
 
 def _full(config: ExportConfig, ctx: StageContext) -> dict[str, float]:
-    from toolkit.train.folder import copy_companions, store_as
+    from toolkit.models.folder import copy_companions
+    from toolkit.train.folder import store_as
 
     ctx.note(f"storing all weights as {config.dtype}")
     store_as(ctx.inputs["adapter"].path, ctx.output, config.dtype)

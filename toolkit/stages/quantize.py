@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -18,11 +17,6 @@ from toolkit.stages import Input, Kind, StageContext, StageResult
 
 HELDOUT_ROWS = 48
 QUESTIONS = 4
-COMPANIONS = (
-    "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model", "*.jinja",
-    "generation_config.json", "preprocessor_config.json",
-)  # fmt: skip
-"""Files that make a model folder self-contained; they are copied byte by byte."""
 
 
 class QuantizeConfig(Section):
@@ -49,6 +43,7 @@ class Quantize:
         """
         _be_quiet()
         from toolkit.evaluation.loading import release
+        from toolkit.models.folder import copy_companions
         from toolkit.quantizers import probe, report
 
         model = ctx.inputs["model"]
@@ -69,7 +64,8 @@ class Quantize:
         quantized = quantizer.quantize(
             Job(source, config.quantize, ctx.device, batches, ctx.progress, trust)
         )
-        _save(quantized.model, source, ctx.output)
+        quantized.model.save_pretrained(ctx.output)
+        copy_companions(source, ctx.output)
         seconds = time.monotonic() - start
         manifest = _manifest(
             config, quantized, token_rows, rows.mix, (full.size_mb, probe.weights_mb(ctx.output))
@@ -159,13 +155,6 @@ def _be_quiet() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Threads that spin while they wait make the many small steps of GPTQ 20 times slower on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
-def _save(model: Any, source: Path, output: Path) -> None:
-    model.save_pretrained(output)
-    for pattern in COMPANIONS:
-        for file in source.glob(pattern):
-            shutil.copyfile(file, output / file.name)
 
 
 def _manifest(

@@ -42,8 +42,8 @@ class Train:
             PreflightError: A target of the adapter is not in the model.
             StepFailedError: The loss is not finite, the adapter does nothing, or SIGTERM came.
         """
+        from toolkit.models.folder import copy_companions
         from toolkit.train import curves
-        from toolkit.train.folder import copy_companions
         from toolkit.train.model import numerics_for, use_cores
         from toolkit.train.sft import fine_tune
 

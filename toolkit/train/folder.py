@@ -1,46 +1,11 @@
-"""What makes a folder self-contained: tokenizer, chat template, generation config."""
+"""Folders that leave training: the name of their base, weights stored as another type."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-COMPANIONS = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-)
-
-
-def copy_companions(source: Path, target: Path) -> list[str]:
-    """Copy the files of :data:`COMPANIONS` that ``source`` has, byte for byte; return their names.
-
-    Bytes, not a tokenizer loaded and saved again: the template that is served must be the one that
-    was trained with.
-    """
-    found = [name for name in COMPANIONS if (source / name).is_file()]
-    for name in found:
-        shutil.copyfile(source / name, target / name)
-    return found
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """Give a large file a second name where the file system can, else copy it."""
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(source, target)
 
 
 def base_id(folder: Path, facts: Mapping[str, Any]) -> str:
@@ -72,6 +37,7 @@ def store_as(source: Path, target: Path, dtype: str) -> None:
     from safetensors import safe_open
     from safetensors.torch import save_file
 
+    from toolkit.models.folder import link_or_copy
     from toolkit.train.model import torch_dtype
 
     wanted = torch_dtype(dtype)

@@ -9,8 +9,8 @@ from typing import Any
 
 from toolkit.data.store import TokenRow
 from toolkit.errors import StepFailedError
+from toolkit.models.folder import copy_companions
 from toolkit.train.effect import row_logits
-from toolkit.train.folder import copy_companions
 from toolkit.train.model import Numerics, Precision, load_base, torch_dtype
 
 MERGE_TOLERANCE = 1e-2
