@@ -14,31 +14,25 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
-import select
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from toolkit import __version__, artifact, errors
 from toolkit.artifact import Artifact
-from toolkit.errors import StepFailedError
-from toolkit.stages import Interpreter, Kind
+from toolkit.environments.lockfile import load_lock
+from toolkit.stage_process import Outcome, run_stage
+from toolkit.stages import Kind
 from toolkit.tracking import Dataset, StepRun, Store
 from toolkit.workspace import private_folder
 
 Show = Callable[[str, Mapping[str, Any]], None]
 """Called with the step's name and an event: started, waiting, tick, progress, note, metrics, finished."""
-
-STOP_DEADLINE_S = 60.0
-"""How long a stage may take to write a checkpoint after SIGTERM."""
 
 KEPT_STATE = ("log.txt", "step.json", "result.json", "mlflow.json")
 
@@ -68,7 +62,6 @@ class StepSpec:
     experiment: str
     parent_run: str | None
     resume: bool = True
-    tags: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> StepSpec:
@@ -130,7 +123,7 @@ def run_step(spec: StepSpec, show: Show) -> Artifact:
                     run.log(event["step"], event["metrics"])
                 show(spec.step, event)
 
-            outcome = _run_stage(spec, step_file, forward)
+            outcome = run_stage(spec, step_file, forward)
             metrics = outcome.metrics | {
                 "seconds": outcome.seconds,
                 "peak_memory_gib": outcome.peak_memory_gib,
@@ -146,7 +139,7 @@ def run_step(spec: StepSpec, show: Show) -> Artifact:
 
 def _mlflow_run(spec: StepSpec) -> StepRun:
     """The child run of this step. Nothing here waits for the server."""
-    own = next(iter(spec.environments.values()))
+    lock = next(iter(spec.environments.values()))["lock"]
     return StepRun.start(
         Store.read(spec.store),
         spec.experiment,
@@ -156,7 +149,7 @@ def _mlflow_run(spec: StepSpec) -> StepRun:
         tags={"toolkit.fingerprint": spec.fingerprint, "toolkit.recipe": spec.recipe},
         datasets=_datasets(spec),
         recipe_dir=Path(spec.recipe_dir),
-        lock_text=own.get("lock_text"),
+        lock_text=load_lock(lock).text if lock else None,
     )
 
 
@@ -172,143 +165,6 @@ def _datasets(spec: StepSpec) -> list[Dataset]:
                 Dataset(spec.recipe, made.fingerprint, str(made.path), purpose, made.metrics)
             )
     return found
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a stage process left: its numbers and what it cost."""
-
-    metrics: dict[str, float]
-    facts: dict[str, Any]
-    seconds: float
-    peak_memory_gib: float
-
-
-def _run_stage(
-    spec: StepSpec, step_file: Path, show: Callable[[Mapping[str, Any]], None]
-) -> Outcome:
-    """Start the stage's process, forward its events until it ends, and read its last word."""
-    state, started = Path(spec.state), time.monotonic()
-    for name in ("result.json", "error.json"):
-        (state / name).unlink(missing_ok=True)
-    reader, writer = os.pipe()
-    own = next(iter(spec.environments.values()))
-    interpreter = Interpreter(
-        Path(own["python"]), tuple(map(Path, own["pythonpath"])), own["variables"]
-    )
-    with (state / "log.txt").open("ab") as log:
-        process = subprocess.Popen(
-            [
-                str(interpreter.python),
-                str(Path(__file__).parent / "stages" / "__main__.py"),
-                str(step_file),
-            ],
-            env=_environ(interpreter, spec) | {"TOOLKIT_EVENTS_FD": str(writer)},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            pass_fds=(writer,),
-            start_new_session=True,
-        )
-    os.close(writer)
-    try:
-        status, usage = _follow(process, reader, show)
-    finally:
-        _stop(process)
-        os.close(reader)
-    if status != 0:
-        raise _failure(spec, status)
-    result = json.loads((state / "result.json").read_text())
-    peak_gib = usage.ru_maxrss / 2**20  # Linux counts KiB
-    return Outcome(
-        result["metrics"], result["facts"], time.monotonic() - started, round(peak_gib, 3)
-    )
-
-
-def _environ(interpreter: Interpreter, spec: StepSpec) -> dict[str, str]:
-    """The stage's variables: its own programs first, then the core's (uv), then the user's.
-
-    ``models:/`` means the store that runs go to, so that fetch finds there what a run registered.
-    """
-    environ = interpreter.environ()
-    own, _, others = environ["PATH"].partition(os.pathsep)
-    path = os.pathsep.join((own, str(Path(sys.executable).parent), others))
-    return environ | {
-        "PATH": path,
-        "TOOLKIT_PARENT": str(os.getpid()),
-        "MLFLOW_TRACKING_URI": Store.read(spec.store).uri,
-    }
-
-
-def _follow(
-    process: subprocess.Popen[bytes], reader: int, show: Callable[[Mapping[str, Any]], None]
-) -> tuple[int, Any]:
-    """Forward events until the process ends; return its exit code (negative: signal) and resource usage."""
-    pending = b""
-    while True:
-        ready, _, _ = select.select([reader], [], [], 0.5)
-        chunk = os.read(reader, 1 << 16) if ready else b""
-        *lines, pending = (pending + chunk).split(b"\n")
-        for line in lines:
-            show(json.loads(line))
-        if not chunk:
-            show({"event": "tick"})
-            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-            if pid:
-                process.returncode = os.waitstatus_to_exitcode(status)
-                return process.returncode, usage
-            if ready:  # end of file while the process still ends
-                time.sleep(0.05)
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End a stage that still runs, with everything it started: first kindly, then for good."""
-    if process.returncode is not None:
-        return
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(STOP_DEADLINE_S)
-    except subprocess.TimeoutExpired:
-        pass
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _failure(spec: StepSpec, status: int) -> errors.ToolkitError:
-    """The error that a failed stage left, or what its end tells."""
-    log = Path(spec.state) / "log.txt"
-    report = Path(spec.state) / "error.json"
-    if report.exists():
-        said = json.loads(report.read_text())
-        known = getattr(errors, said["type"], None)
-        if (
-            isinstance(known, type)
-            and issubclass(known, errors.ToolkitError)
-            and known is not errors.RecipeError
-        ):
-            return known(f"step {spec.step}: {said['message']}", said["hint"])
-        return StepFailedError(f"step {spec.step}: {said['message']}", f"the traceback is in {log}")
-    if status < 0:
-        name = signal.Signals(-status).name
-        cause = (
-            " (SIGKILL that nobody sent is the kernel out of memory)"
-            if -status == signal.SIGKILL
-            else ""
-        )
-        return StepFailedError(
-            f"step {spec.step}: its process was ended by {name}{cause}", f"its log is {log}"
-        )
-    return StepFailedError(
-        f"step {spec.step}: its process ended with {status}: {_last_line(log)}", f"its log is {log}"
-    )
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it wrote nothing"
 
 
 def _manifest(spec: StepSpec, outcome: Outcome, run: Mapping[str, Any] | None) -> dict[str, Any]:
