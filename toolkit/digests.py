@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +29,25 @@ def of_file(path: Path) -> str:
     if stat.st_size < _SMALL:
         return _read(path)
     key = f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
-    with sqlite3.connect(private_folder(cache_root()) / "digests.db", timeout=30) as cache:
-        cache.execute(
-            "CREATE TABLE IF NOT EXISTS digests (key TEXT PRIMARY KEY, sha256 TEXT NOT NULL)"
-        )
+    with _cache() as cache:
         row = cache.execute("SELECT sha256 FROM digests WHERE key = ?", (key,)).fetchone()
     if row:
         return str(row[0])
     digest = _read(path)
-    with sqlite3.connect(cache_root() / "digests.db", timeout=30) as cache:
+    with _cache() as cache:
         cache.execute("INSERT OR REPLACE INTO digests VALUES (?, ?)", (key, digest))
     return digest
+
+
+@contextlib.contextmanager
+def _cache() -> Iterator[sqlite3.Connection]:
+    """The remembered digests; committed and closed when the block ends without an error."""
+    file = private_folder(cache_root()) / "digests.db"
+    with contextlib.closing(sqlite3.connect(file, timeout=30)) as cache, cache:
+        cache.execute(
+            "CREATE TABLE IF NOT EXISTS digests (key TEXT PRIMARY KEY, sha256 TEXT NOT NULL)"
+        )
+        yield cache
 
 
 def of_folder(folder: Path) -> dict[str, dict[str, Any]]:

@@ -189,7 +189,7 @@ class _Planner:
         if section is None:
             return
         config = section.model_dump(mode="json", exclude={"of", "gates"})
-        engine = self.recipe.serve if section.through == "engine" or section.lm_eval else None
+        engine = self.recipe.serve if section.needs_engine else None
         config |= {
             "subject": subject,
             "max_length": self.recipe.model.max_length,

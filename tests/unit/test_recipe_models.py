@@ -58,6 +58,8 @@ WRONG = {
     "train without data": ({"train": {}}, "train needs a data section"),
     "export without train": (DATA | {"export": {}}, "export needs a train section: there is nothing to export"),
     "evaluate without data": ({"evaluate": {}}, "evaluate needs a data section: held-out rows come from there"),
+    "evaluate through no engine": (DATA | {"evaluate": {"through": "engine"}}, "evaluate goes through an engine, but no serve section names one"),
+    "lm-eval through no engine": (DATA | {"evaluate": {"lm_eval": {"tasks": ["arc_easy"]}}}, "evaluate goes through an engine, but no serve section names one"),
     "bits": ({"quantize": [{"method": "awq", "bits": 8}]}, "bits is 8, but awq has 4"),
     "two labels": ({"quantize": [{"method": "gptq"}, {"method": "gptq"}]}, "quantize has two models named 'gptq': give each a name of its own"),
     "label of another": ({"quantize": [{"method": "gptq", "name": "tuned"}]}, "quantize has two models named 'tuned': give each a name of its own"),

@@ -73,7 +73,7 @@ def group_unused(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
 def loads(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
     """Served ones must load in the recipe's engine; the others in some locked one."""
     needed = set(recipe.served if recipe.serve else ())
-    if recipe.evaluate and (recipe.evaluate.through == "engine" or recipe.evaluate.lm_eval):
+    if recipe.evaluate and recipe.evaluate.needs_engine:
         needed |= set(recipe.evaluated)
     for section in recipe.quantize:
         if section.label in needed:

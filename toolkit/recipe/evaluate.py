@@ -69,6 +69,11 @@ class EvaluateSection(Section):
         """The files of the user's own metrics, as the recipe writes them."""
         return tuple(file_of(metric) for metric in self.metrics if ".py:" in metric)
 
+    @property
+    def needs_engine(self) -> bool:
+        """Whether any of the scores goes through the engine that serves."""
+        return self.through == "engine" or self.lm_eval is not None
+
     @model_validator(mode="after")
     def _metrics_exist(self) -> Self:
         for metric in self.metrics:

@@ -65,6 +65,8 @@ class Recipe(Section):
             raise ValueError("export needs a train section: there is nothing to export")
         if self.evaluate and not self.data:
             raise ValueError("evaluate needs a data section: held-out rows come from there")
+        if self.evaluate and self.evaluate.needs_engine and not self.serve:
+            raise ValueError("evaluate goes through an engine, but no serve section names one")
         labels = [q.label for q in self.quantize]
         for label in labels:
             if labels.count(label) > 1 or label in ("base", "tuned", "merged"):
