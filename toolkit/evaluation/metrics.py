@@ -94,7 +94,7 @@ def _checked(name: str, function: Callable[..., Any]) -> Metric:
         where = f"metric {name} on row {row.get('id', '?')}"
         try:
             score = function(prediction, reference, dict(row))
-        except Exception as error:
+        except Exception as error:  # the user's code may raise anything
             raise DataError(f"{where} raised {type(error).__name__}: {error}") from error
         if not isinstance(score, int | float) or math.isnan(score):
             raise DataError(f"{where} returned {score!r}", "return a number; higher is better")
