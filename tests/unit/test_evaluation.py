@@ -36,6 +36,15 @@ def test_the_last_answer_is_the_reference_and_the_rest_the_prompt(tmp_path: Path
     assert third.reference is None
 
 
+def test_an_answer_that_is_a_tool_call_is_no_empty_reference(tmp_path: Path):
+    call = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+    answer = {"role": "assistant", "content": "", "tool_calls": [call]}
+    row = {"id": "a", "messages": [{"role": "user", "content": "1?"}, answer]}
+    (tmp_path / "heldout.jsonl").write_text(json.dumps(row))
+    (found,) = read_rows(tmp_path / "heldout.jsonl")
+    assert found.reference == '[{"name": "f", "arguments": {"a": 1}}]'
+
+
 def test_a_dataset_without_held_out_rows_is_named(tmp_path: Path):
     with pytest.raises(ArtifactError, match=r"the dataset has no heldout\.jsonl"):
         read_rows(tmp_path / "heldout.jsonl")
