@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from toolkit.cli.runs import runs, ui
+from toolkit.cli import toolkit
 from toolkit.errors import NotInstalledError, TrackingError, UsageError
 from toolkit.tracking import Dataset, RecipeRun, StepRun, resolve, sync
 from toolkit.tracking.client import connect
 from toolkit.tracking.history import recipe_run, recipe_runs
 from toolkit.tracking.outbox import Outbox
-from toolkit.tracking.run import small_files
 from toolkit.tracking.ui import command, require_port, require_server
+from toolkit.tracking.uploads import small_files
 from toolkit.workspace import Workspace
 
 RECIPE = {"name": "tickets", "train": {"lora": {"rank": 8}}, "prompt": "x" * 9000}
@@ -259,7 +259,7 @@ def test_recipe_runs_are_listed_and_shown(store, finished):
     shown = recipe_run(store, finished[0][:10])
     assert [(s.name, s.status, s.cached) for s in shown.steps] == [("train", "FINISHED", False)]
     assert shown.steps[0].metrics["exact_match"] == 0.5
-    with pytest.raises(TrackingError, match="no recipe run has an id that begins with 'zzz'"):
+    with pytest.raises(UsageError, match="no recipe run has an id that begins with 'zzz'"):
         recipe_run(store, "zzz")
 
 
@@ -276,7 +276,7 @@ def cli(workspace, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
     def call(*args, root=workspace.root):
-        return CliRunner().invoke(runs, [*args, "--workspace", str(root)], catch_exceptions=True)
+        return CliRunner().invoke(toolkit, ["runs", *args, "--workspace", str(root)])
 
     return call
 
@@ -326,7 +326,7 @@ def test_the_ui_serves_the_right_store(store):
 
 def test_ui_on_a_server_only_says_where_it_is(monkeypatch):
     monkeypatch.setattr("toolkit.tracking.store._ask_server", lambda uri: None)
-    done = CliRunner().invoke(ui, ["--tracking", "http://127.0.0.1:9"])
+    done = CliRunner().invoke(toolkit, ["ui", "--tracking", "http://127.0.0.1:9"])
     assert done.output == "MLflow: http://127.0.0.1:9\n"
 
 
