@@ -8,7 +8,7 @@ the template's prompt for it and the end of its turn, and both are rendered by t
     answer i = done_i without prompt_i, up to its stop token
 
 Template and tokenizer of the model decide everything; this module never writes a control token.
-``docs/adr/0010-loss-mask-from-rendering.md`` says why this way.
+``docs/adr/0008-loss-mask-from-rendering.md`` says why this way.
 
 Legend: N tokens of a sequence, C characters of its text.
 """
