@@ -23,6 +23,9 @@ ifneq ($(PIP_EXTRA_INDEX_URL),)
 export UV_INDEX ?= $(PIP_EXTRA_INDEX_URL)
 endif
 
+# Images set this; with it every step would compile torch and its like again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo setup test check integration format docs lock wheel
 
 help: ## this text

@@ -66,14 +66,16 @@ def examine(
         profile: Where steps would run.
         tracking_uri: The recipe's MLflow store, if it names one.
     """
+    environments = [resolve(name, profile=profile) for name in needed]
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or workspace.mlflow_uri
     return [
         _python(),
-        _uv(),
+        _uv(needed=any(environment.path for environment in environments)),
+        *_bytecode(),
         _machine(),
         _gpu(),
         _disk(profile),
-        *(_environment(resolve(name, profile=profile)) for name in needed),
+        *map(_environment, environments),
         _workspace(workspace),
         _store(uri),
         *_leftovers(),
@@ -86,13 +88,22 @@ def _python() -> Check:
     return Check("python", Verdict.ok if fits else Verdict.missing, found, "" if fits else "3.11+")
 
 
-def _uv() -> Check:
+def _uv(*, needed: bool) -> Check:
+    """Whether uv is here; where a profile names the interpreters there is nothing for it to build."""
     try:
         program = uv()
     except NotInstalledError as error:
-        return Check("uv", Verdict.missing, error.message, error.hint or "")
+        verdict = Verdict.missing if needed else Verdict.note
+        return Check("uv", verdict, error.message, error.hint or "")
     done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
     return Check("uv", Verdict.ok, done.stdout.strip() or program)
+
+
+def _bytecode() -> Iterator[Check]:
+    """Images often set this; here it makes each of a run's processes compile torch and its like again."""
+    if os.environ.get("PYTHONDONTWRITEBYTECODE"):
+        found = "PYTHONDONTWRITEBYTECODE is set: every step compiles its libraries anew"
+        yield Check("bytecode", Verdict.note, found, "unset PYTHONDONTWRITEBYTECODE")
 
 
 def _machine() -> Check:

@@ -50,7 +50,7 @@ class Prepared:
         missing = sorted(name for name in needed if not self.environments[name].is_ready)
         if missing:
             raise NotInstalledError(
-                f"{len(missing)} environments are not built: {', '.join(missing)}",
+                f"not built: {'environment' if len(missing) == 1 else 'environments'} {', '.join(missing)}",
                 f"toolkit env sync {' '.join(missing)}",
             )
 
@@ -58,15 +58,13 @@ class Prepared:
         """With ``--only``: refuse when a step before the wanted ones is not done.
 
         Raises:
-            UsageError: Names the steps and the command that makes them.
+            UsageError: Names the steps.
         """
         late = [s for s in statuses if not s.done and s.step.stage not in stages]
         if late:
-            verb = late[-1].step.stage
-            command = verb if verb in ("train", "export", "quantize", "evaluate") else "run"
             raise UsageError(
                 f"--only, but {', '.join(s.step.name for s in late)} must be made first ({late[0].why})",
-                f"toolkit {command} {self.loaded.path}",
+                "leave out --only, and they are",
             )
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from toolkit.cli import main
 from toolkit.environments import lock_names
+from toolkit.errors import NotInstalledError
 
 HOST = f"""
 name: host
@@ -140,6 +141,27 @@ def test_doctor_exits_with_3_and_names_the_commands_where_something_is_missing(t
     assert done.returncode == 3
     for name in ("train", "quantize", "vllm"):
         assert f"environment {name}: toolkit env sync {name}\n" in done.stdout
+
+
+def test_doctor_wants_uv_only_where_something_is_to_be_built(toolkit, monkeypatch):
+    def absent():
+        raise NotInstalledError("the program uv is not installed", "pip install uv")
+
+    monkeypatch.setattr("toolkit.doctor.uv", absent)
+    assert (
+        checks(toolkit("doctor", "--profile", "./host.yaml", "--json"))["uv"]["verdict"] == "note"
+    )
+    built = toolkit("doctor", "--profile", "local-cpu", "--json")
+    assert checks(built)["uv"]["verdict"] == "missing"
+
+
+def test_doctor_notes_a_setting_that_makes_every_step_slow(toolkit, monkeypatch):
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    assert "bytecode" not in checks(toolkit("doctor", "--profile", "./host.yaml", "--json"))
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    done = toolkit("doctor", "--profile", "./host.yaml", "--json")
+    assert done.returncode == 0
+    assert checks(done)["bytecode"]["mend"] == "unset PYTHONDONTWRITEBYTECODE"
 
 
 def test_doctor_names_an_mlflow_server_that_does_not_answer(toolkit, monkeypatch):

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
-from toolkit.cli import CONTEXT, render
+from toolkit.cli import render
 from toolkit.cli.options import json_option, profile_option, workspace_option
 
 
-@click.command(context_settings=CONTEXT)
+@click.command()
 @click.argument(
     "recipe", type=click.Path(path_type=Path, dir_okay=False, exists=True), required=False
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from toolkit.cli import CONTEXT, render
+from toolkit.cli import render
 from toolkit.cli.options import json_option, profile_option
 from toolkit.errors import NotInstalledError
 
@@ -19,7 +19,7 @@ DEFAULT = ("train", "quantize", "vllm")
 """What `env sync` builds when nothing is named."""
 
 
-@click.group(context_settings=CONTEXT)
+@click.group()
 def env() -> None:
     """List, build and use the locked environments.
 
@@ -80,7 +80,7 @@ def sync(names: tuple[str, ...], recipe: Path | None, profile: str | None) -> No
         _sync_one(_environment(name, profile))
 
 
-@env.command(context_settings={**CONTEXT, "ignore_unknown_options": True})
+@env.command(context_settings={"ignore_unknown_options": True})
 @click.argument("name")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="CMD...")
 @profile_option

@@ -119,7 +119,7 @@ def _copy(name: str, path: Path) -> list[Path]:
     taken = [str(target) for _, target in pairs if target.exists()]
     if taken:
         raise UsageError(
-            f"{', '.join(taken)} exists already; nothing was written",
+            f"already there: {', '.join(taken)}; nothing was written",
             "choose another path, or remove it",
         )
     for origin, target in pairs:
@@ -148,11 +148,7 @@ def validate(paths: tuple[Path, ...], overrides: tuple[str, ...], as_json: bool)
     from toolkit.recipe.load import load
 
     problems: list[Problem] = []
-    files = [
-        file
-        for path in paths
-        for file in (sorted(path.rglob("*.yaml")) if path.is_dir() else [path])
-    ]
+    files = [file for path in paths for file in _files(path)]
     for file in files:
         try:
             load(file, overrides)
@@ -164,6 +160,16 @@ def validate(paths: tuple[Path, ...], overrides: tuple[str, ...], as_json: bool)
         raise RecipeError(problems)
     if not as_json:
         render.say(f"{len(files)} {'recipe is' if len(files) == 1 else 'recipes are'} valid")
+
+
+def _files(path: Path) -> list[Path]:
+    """A recipe, or all below a folder; a folder without any is a mistake, not a success (think of CI)."""
+    from toolkit.errors import UsageError
+
+    files = sorted(path.rglob("*.yaml")) if path.is_dir() else [path]
+    if not files:
+        raise UsageError(f"no .yaml file is in {path}", "name a recipe, or a folder that has some")
+    return files
 
 
 @click.command()

@@ -40,7 +40,11 @@ def plan(
     statuses = prepared.survey()
     if as_json:
         render.as_json(
-            {"recipe": str(recipe), "steps": [_described(s, prepared) for s in statuses]}
+            {
+                "recipe": str(recipe),
+                "warnings": prepared.warnings,
+                "steps": [_described(s, prepared) for s in statuses],
+            }
         )
         return
     rows = [

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from toolkit.tracking.history import RunSummary
     from toolkit.tracking.store import Store
 
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-
 KEY_METRICS = 3
 """Metrics shown in a row of a list; ``runs show`` has all."""
 
@@ -29,7 +27,7 @@ tracking_option = click.option(
 )
 
 
-@click.group(context_settings=CONTEXT)
+@click.group()
 def runs() -> None:
     """List and show recipe runs, and replay what the tracking server missed.
 
@@ -127,7 +125,7 @@ def sync_runs(workspace: Path | None, as_json: bool) -> None:
         )
 
 
-@click.command(context_settings=CONTEXT)
+@click.command()
 @click.argument("recipe", required=False)
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535))
 @click.option(

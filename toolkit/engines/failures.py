@@ -1,6 +1,7 @@
 """Known ways in which engines fail to start: what the log says -> what it means and what to do.
 
-The texts were taken from real logs; ``tests/unit/test_engine_failures.py`` holds them.
+``tests/unit/test_engine_failures.py`` holds a text for each of vLLM's, and says which were provoked; the others are
+from sources and users' reports, and wait for their log.
 """
 
 from __future__ import annotations
@@ -150,7 +151,7 @@ COMMON = (
     Failure(
         r"Failed to infer device type|No CUDA GPUs are available|Found no NVIDIA driver|"
         r"CUDA driver version is insufficient",
-        "the engine sees no GPU: check nvidia-smi, or use the engine's CPU environment (--profile with device: cpu)",
+        "the engine sees no GPU: check nvidia-smi, or run vLLM on the CPU (--on local-cpu)",
     ),
     Failure(
         r"contains custom code which must be executed|set the option `trust_remote_code=True`|"

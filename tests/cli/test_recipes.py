@@ -1,0 +1,103 @@
+"""``toolkit init``, ``recipes``, ``validate``, ``schema`` and ``plan`` as a user types them; nothing is run."""
+
+import json
+import sys
+
+import pytest
+
+from toolkit.cli import main
+
+
+@pytest.fixture
+def toolkit(tmp_path, monkeypatch, capsys):
+    """Runs a command line in an empty folder: (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("TOOLKIT_WORKSPACE", raising=False)
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["toolkit", *words])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def test_init_writes_a_recipe_that_plans(toolkit, tmp_path):
+    assert toolkit("init", "first.yaml")[0] == 0
+    assert (tmp_path / "tickets.py").is_file()
+    code, out, _ = toolkit("plan", "first.yaml", "--on", "local-cpu", "--json")
+    plan = json.loads(out)
+    assert code == 0
+    assert [step["state"] for step in plan["steps"]] == ["run"] * len(plan["steps"])
+    assert plan["steps"][0]["name"] == "fetch"
+    assert plan["warnings"] == []
+
+
+def test_init_overwrites_nothing(toolkit, tmp_path):
+    (tmp_path / "tickets.py").write_text("mine")
+    code, _, err = toolkit("init", "first.yaml")
+    assert code == 2
+    assert err == (
+        "error: already there: tickets.py; nothing was written\n"
+        " hint: choose another path, or remove it\n"
+    )
+    assert not (tmp_path / "first.yaml").exists()
+
+
+def test_plan_gives_its_warnings_to_scripts(toolkit):
+    toolkit("init", "first.yaml", "--from", "demo/tickets-qlora")
+    tuned = ("--set", "serve.models=[tuned]", "--on", "local-cpu")
+    _, out, _ = toolkit("plan", "first.yaml", *tuned, "--json")
+    _, _, err = toolkit("plan", "first.yaml", *tuned)
+    warnings = json.loads(out)["warnings"]
+    assert warnings
+    assert err == "".join(f"warning: {text}\n" for text in warnings)
+
+
+def test_a_misspelt_recipe_name_gets_the_nearest(toolkit):
+    code, _, err = toolkit("init", "x.yaml", "--from", "demo/ticket")
+    assert code == 2
+    assert "no shipped recipe is named 'demo/ticket' (did you mean 'demo/tickets'?)" in err
+
+
+def test_validate_refuses_a_folder_without_recipes(toolkit, tmp_path):
+    code, _, err = toolkit("validate", str(tmp_path))
+    assert code == 2
+    assert err == (
+        f"error: no .yaml file is in {tmp_path}\n hint: name a recipe, or a folder that has some\n"
+    )
+
+
+def test_validate_gives_mistakes_as_json(toolkit, tmp_path):
+    toolkit("init", "first.yaml")
+    code, out, _ = toolkit("validate", "first.yaml", "--set", "train.lr=1", "--json")
+    assert code == 2
+    assert json.loads(out) == [
+        {
+            "where": "--set train.lr=1",
+            "path": "train.lr",
+            "message": "is not a key here (did you mean 'learning_rate'?)",
+        }
+    ]
+
+
+def test_a_stage_names_the_environments_that_it_lacks(toolkit):
+    toolkit("init", "first.yaml")
+    code, _, err = toolkit("train", "first.yaml", "--on", "local-cpu")
+    assert code == 3
+    assert err == "error: not built: environment train\n hint: toolkit env sync train\n"
+
+
+def test_only_names_what_is_not_done(toolkit):
+    toolkit("init", "first.yaml")
+    code, _, err = toolkit("train", "first.yaml", "--on", "local-cpu", "--only")
+    assert code == 2
+    assert err == (
+        "error: --only, but fetch, data must be made first (new)\n"
+        " hint: leave out --only, and they are\n"
+    )
