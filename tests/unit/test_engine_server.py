@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from toolkit.engines import ENGINES, guard, ports, records
-from toolkit.engines.server import PhaseReader, running
+from toolkit.engines.phases import PhaseReader
+from toolkit.engines.server import running
 from toolkit.errors import EngineError, NotInstalledError, UsageError
 from toolkit.recipe.serve import ServeSection
 from toolkit.stages import Interpreter

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import signal
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 from toolkit.engines import ENGINES, LOOPBACK, Command, Deployment, Engine, guard, orphans, ports
 from toolkit.engines.client import Client
 from toolkit.engines.failures import last_lines
+from toolkit.engines.phases import PhaseReader
 from toolkit.errors import EngineError, NotInstalledError
 from toolkit.recipe.serve import ServeSection
 from toolkit.stages import Interpreter
@@ -22,7 +22,6 @@ from toolkit.stages import Interpreter
 OnPhase = Callable[[str, float], None]
 """Called twice a second while an engine starts, with the phase and the seconds since the start."""
 
-FIRST_PHASE = "importing"
 VLLM_CPU_PLUGIN = Path(__file__).with_name("vllm_cpu_plugin")
 """See ``toolkit_vllm_cpu.py`` there."""
 POLL_S = 0.5
@@ -248,67 +247,18 @@ def _await_health(  # noqa: PLR0917 - all of them are different things
         )
 
 
-class PhaseReader:
-    """Follows an engine's log and knows which phase of start-up it is in.
-
-    Args:
-        table: (phase, text that begins it), in the order in which they come.
-        log: The growing file.
-    """
-
-    def __init__(self, table: tuple[tuple[str, str], ...], log: Path) -> None:
-        self._table = table
-        self.log = log
-        self._read = 0
-        self._rest = b""
-        self._start = time.monotonic()
-        self._began = collections.OrderedDict({FIRST_PHASE: 0.0})
-
-    @property
-    def current(self) -> str:
-        """The phase that began last."""
-        return next(reversed(self._began))
-
-    @property
-    def total(self) -> float:
-        """Seconds since the start."""
-        return time.monotonic() - self._start
-
-    def update(self) -> None:
-        """Read what the engine has printed since."""
-        with self.log.open("rb") as file:
-            file.seek(self._read)
-            new = file.read()
-        self._read += len(new)
-        *lines, self._rest = (self._rest + new).split(b"\n")
-        for line in lines:
-            for phase, text in self._table:
-                if phase not in self._began and text.encode() in line:
-                    self._began[phase] = self.total
-
-    def seconds(self) -> dict[str, float]:
-        """Seconds spent in each phase that was seen, up to now."""
-        begins = [*self._began.values(), self.total]
-        return {
-            phase: round(after - before, 2)
-            for phase, before, after in zip(self._began, begins, begins[1:], strict=False)
-        }
-
-
 def _died(engine: Engine, log: Path, code: int, how: str) -> EngineError:
-    text = log.read_text(errors="replace")
-    reason = engine.explain(text)
-    shown = f"\n{last_lines(text)}" if reason is None else f": {reason}"
-    return EngineError(
-        f"{engine.name} {how} with exit code {code}{shown}", f"the whole log is {log}"
-    )
+    return _failed(engine, log, f"{how} with exit code {code}", "")
 
 
 def _too_slow(engine: Engine, log: Path, timeout: int, phase: str) -> EngineError:
+    how = f"was not healthy after {timeout} s (phase: {phase})"
+    return _failed(engine, log, how, "raise serve.start_timeout_s if the machine is slow; ")
+
+
+def _failed(engine: Engine, log: Path, how: str, advice: str) -> EngineError:
+    """With the cause where the log is understood, and its end where not."""
     text = log.read_text(errors="replace")
     reason = engine.explain(text)
     shown = f"\n{last_lines(text)}" if reason is None else f": {reason}"
-    return EngineError(
-        f"{engine.name} was not healthy after {timeout} s (phase: {phase}){shown}",
-        f"raise serve.start_timeout_s if the machine is slow; the whole log is {log}",
-    )
+    return EngineError(f"{engine.name} {how}{shown}", f"{advice}the whole log is {log}")
