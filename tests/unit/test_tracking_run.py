@@ -13,8 +13,8 @@ from toolkit.tracking import Dataset, RecipeRun, StepRun, resolve, sync
 from toolkit.tracking.client import connect
 from toolkit.tracking.history import recipe_run, recipe_runs
 from toolkit.tracking.outbox import Outbox
-from toolkit.tracking.run import small_files
 from toolkit.tracking.ui import command, require_port, require_server
+from toolkit.tracking.uploads import small_files
 from toolkit.workspace import Workspace
 
 RECIPE = {"name": "tickets", "train": {"lora": {"rank": 8}}, "prompt": "x" * 9000}
@@ -259,7 +259,7 @@ def test_recipe_runs_are_listed_and_shown(store, finished):
     shown = recipe_run(store, finished[0][:10])
     assert [(s.name, s.status, s.cached) for s in shown.steps] == [("train", "FINISHED", False)]
     assert shown.steps[0].metrics["exact_match"] == 0.5
-    with pytest.raises(TrackingError, match="no recipe run has an id that begins with 'zzz'"):
+    with pytest.raises(UsageError, match="no recipe run has an id that begins with 'zzz'"):
         recipe_run(store, "zzz")
 
 

@@ -30,9 +30,8 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
-HURRIED_S = (
-    3.0  # what a process gets between SIGTERM and SIGKILL when nobody waits for its answer any more
-)
+HURRIED_S = 3.0
+"""What a process gets between SIGTERM and SIGKILL when nobody waits for its answer any more."""
 MARK = "TOOLKIT_GUARD"
 
 _libc = ctypes.CDLL(None, use_errno=True)

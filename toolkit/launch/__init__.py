@@ -1,1 +1,1 @@
-"""Where steps run: profiles, and the backends that start jobs."""
+"""Where steps run: profiles."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit.errors import TrackingError
+from toolkit.errors import UsageError
 from toolkit.tracking import client as mlflow_client
 from toolkit.tracking.store import Store
 
@@ -67,7 +67,7 @@ def recipe_run(store: Store, run_id: str) -> RecipeSummary:
     """One recipe run with its steps; the first digits of its id are enough.
 
     Raises:
-        TrackingError: No run, or several, have an id that begins so.
+        UsageError: No run, or several, have an id that begins so.
     """
     client = _reader(store)
     parent = _one(client, store, run_id)
@@ -112,7 +112,7 @@ def _one(client: Any, store: Store, run_id: str) -> Any:
     if len(found) == 1:
         return found[0]
     what = "no recipe run has" if not found else f"{len(found)} recipe runs have"
-    raise TrackingError(
+    raise UsageError(
         f"{what} an id that begins with {run_id!r} in {store.shown}",
         "`toolkit runs list` shows their ids",
     )

@@ -25,6 +25,7 @@ from toolkit.tracking.outbox import Outbox
 from toolkit.tracking.replay import sync
 from toolkit.tracking.store import Store
 from toolkit.tracking.system import SystemSampler
+from toolkit.tracking.uploads import small_files
 
 START_S = 90.0
 """How long the first run may take: MLflow is imported and a new SQLite store gets its tables, which
@@ -32,14 +33,6 @@ took 29 s on a busy machine with two cores."""
 
 CLOSE_S = 10.0
 """How long the end of a run waits for the store before it leaves the rest to a later replay."""
-
-UPLOADED = frozenset({".png", ".json", ".md"})
-UPLOAD_LIMIT = 5 * 1024 * 1024
-"""Files of an artifact that go to MLflow: of these kinds, up to so many bytes."""
-
-NOT_UPLOADED = frozenset(
-    {"tokenizer.json", "vocab.json", "special_tokens_map.json", "added_tokens.json"}
-)
 
 TAG_LIMIT = 5000
 """Characters of an error that fit into a tag."""
@@ -299,18 +292,6 @@ class StepRun(TrackedRun):
     def _end(self, status: str) -> None:
         self._sampler.stop()
         super()._end(status)
-
-
-def small_files(folder: Path) -> list[Path]:
-    """Files of an artifact that are worth a copy in MLflow: plots, reports, manifests."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix in UPLOADED
-        and path.name not in NOT_UPLOADED
-        and path.is_file()
-        and path.stat().st_size < UPLOAD_LIMIT
-    )
 
 
 def _key(name: str) -> str:
