@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from toolkit.bench import prompts, report
 from toolkit.bench.load import Sample, measure
-from toolkit.cli.bench import bench
+from toolkit.cli import toolkit
 from toolkit.engines.client import Client
 from toolkit.errors import DataError, EngineError, UsageError
 
@@ -140,7 +140,7 @@ def test_a_single_token_has_no_time_per_token():
 
 
 def run(*args: str):
-    return CliRunner().invoke(bench, list(args), standalone_mode=False)
+    return CliRunner().invoke(toolkit, ["bench", *args], standalone_mode=False)
 
 
 def test_the_command_writes_what_it_measured(tmp_path):
@@ -190,7 +190,9 @@ def test_an_unknown_model_is_named_with_its_likely_name():
 
 @pytest.mark.parametrize("levels", ["x", "1,0", ""])
 def test_concurrency_is_a_list_of_numbers(levels):
-    result = CliRunner().invoke(bench, ["--url", "http://127.0.0.1:1", "--concurrency", levels])
+    result = CliRunner().invoke(
+        toolkit, ["bench", "--url", "http://127.0.0.1:1", "--concurrency", levels]
+    )
     assert result.exit_code == 2
 
 

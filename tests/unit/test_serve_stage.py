@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from toolkit.cli.chat import chat
-from toolkit.cli.serve import serve
+from toolkit.cli import toolkit
 from toolkit.engines import ENGINES, guard, records
 from toolkit.engines.foreground import serve_model
 from toolkit.errors import EngineError, UsageError
@@ -165,7 +164,7 @@ def start(tmp_path, *, detach, on_ready, **section):
 
 def command(tmp_path, which, *args):
     return CliRunner().invoke(
-        which, [*args, "--workspace", str(tmp_path / "runs")], standalone_mode=False
+        toolkit, [which, *args, "--workspace", str(tmp_path / "runs")], standalone_mode=False
     )
 
 
@@ -173,20 +172,20 @@ def test_a_detached_server_is_listed_asked_and_stopped_by_other_commands(tmp_pat
     record = start(tmp_path, detach=True, on_ready=lambda _: None)
     try:
         assert record.lives
-        listed = json.loads(command(tmp_path, serve, "--status", "--json").output)
+        listed = json.loads(command(tmp_path, "serve", "--status", "--json").output)
         assert [(s["name"], s["url"], s["models"]) for s in listed] == [
             ("m", record.url, {"m-base": "m-base", "m": "m"})
         ]
-        said = command(tmp_path, chat, "--json", "-m", "hello")
+        said = command(tmp_path, "chat", "--json", "-m", "hello")
         assert said.exception is None, said.exception
         assert json.loads(said.output)["answer"] == "m: hello"
         with pytest.raises(EngineError, match="a server named 'm' runs already"):
             start(tmp_path, detach=True, on_ready=lambda _: None)
     finally:
-        stopped = command(tmp_path, serve, "--stop", "m")
+        stopped = command(tmp_path, "serve", "--stop", "m")
     assert "stopped m" in stopped.output
     assert not record.lives
-    assert command(tmp_path, serve, "--status").output.startswith("no server of")
+    assert command(tmp_path, "serve", "--status").output.startswith("no server of")
     assert list((tmp_path / "cache" / "guards").iterdir()) == []
 
 
@@ -236,13 +235,13 @@ def test_a_foreground_server_whose_engine_dies_is_an_error(tmp_path):
     ],
 )
 def test_a_wrong_command_is_said_to_be_wrong(tmp_path, args, text):
-    result = command(tmp_path, serve, *args)
+    result = command(tmp_path, "serve", *args)
     assert isinstance(result.exception, UsageError)
     assert text in result.exception.message
 
 
 def test_json_without_a_message_is_refused(tmp_path):
-    result = command(tmp_path, chat, "--json")
+    result = command(tmp_path, "chat", "--json")
     assert "--json needs --message" in result.exception.message
 
 

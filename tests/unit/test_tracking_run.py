@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from toolkit.cli.runs import runs, ui
+from toolkit.cli import toolkit
 from toolkit.errors import NotInstalledError, TrackingError, UsageError
 from toolkit.tracking import Dataset, RecipeRun, StepRun, resolve, sync
 from toolkit.tracking.client import connect
@@ -276,7 +276,7 @@ def cli(workspace, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
     def call(*args, root=workspace.root):
-        return CliRunner().invoke(runs, [*args, "--workspace", str(root)], catch_exceptions=True)
+        return CliRunner().invoke(toolkit, ["runs", *args, "--workspace", str(root)])
 
     return call
 
@@ -326,7 +326,7 @@ def test_the_ui_serves_the_right_store(store):
 
 def test_ui_on_a_server_only_says_where_it_is(monkeypatch):
     monkeypatch.setattr("toolkit.tracking.store._ask_server", lambda uri: None)
-    done = CliRunner().invoke(ui, ["--tracking", "http://127.0.0.1:9"])
+    done = CliRunner().invoke(toolkit, ["ui", "--tracking", "http://127.0.0.1:9"])
     assert done.output == "MLflow: http://127.0.0.1:9\n"
 
 
