@@ -6,15 +6,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from toolkit.engines.client import Message
-from toolkit.engines.foreground import adapter_paths
-from toolkit.engines.server import Server, running
 from toolkit.errors import EngineError
 from toolkit.recipe.base import Section
 from toolkit.recipe.serve import ServeSection
 from toolkit.stages import Kind, StageContext, StageResult
+
+if TYPE_CHECKING:
+    from toolkit.engines.client import Message
+    from toolkit.engines.server import Server
 
 ROWS_ASKED = 2
 """Held-out rows that stand in for questions."""
@@ -65,6 +66,9 @@ class Serve:
         Raises:
             EngineError: The engine did not start, or an answer was empty.
         """
+        from toolkit.engines.foreground import adapter_paths
+        from toolkit.engines.server import running
+
         asked = questions(config, ctx)
         adapters = adapter_paths(ctx.inputs, config.serve, config.name, ctx.recipe_dir)
         with running(
