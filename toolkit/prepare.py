@@ -48,6 +48,11 @@ class Prepared:
         """
         needed = {e for status in statuses if not status.done for e in status.step.environments}
         missing = sorted(name for name in needed if not self.environments[name].is_ready)
+        for name in missing:
+            if self.environments[name].lock is None:
+                self.environments[
+                    name
+                ].interpreter()  # raises: no command builds what a profile names
         if missing:
             raise NotInstalledError(
                 f"not built: {'environment' if len(missing) == 1 else 'environments'} {', '.join(missing)}",

@@ -93,6 +93,21 @@ def test_a_stage_names_the_environments_that_it_lacks(toolkit):
     assert err == "error: not built: environment train\n hint: toolkit env sync train\n"
 
 
+def test_a_stage_names_what_a_profile_promised_and_is_not_there(toolkit, tmp_path):
+    toolkit("init", "first.yaml")
+    (tmp_path / "host.yaml").write_text(
+        f"name: host\nenvironments: {{train: {{python: {sys.executable}, pythonpath: [./site]}}}}\n"
+    )
+    code, _, err = toolkit("train", "first.yaml", "--on", "./host.yaml")
+    assert code == 3
+    assert err == (
+        f"error: environment 'train': the profile names {tmp_path / 'site'}, which is not there\n"
+        " hint: mend environments.train in the profile\n"
+    )
+    _, out, _ = toolkit("plan", "first.yaml", "--on", "./host.yaml")
+    assert "train (not there)" in out
+
+
 def test_only_names_what_is_not_done(toolkit):
     toolkit("init", "first.yaml")
     code, _, err = toolkit("train", "first.yaml", "--on", "local-cpu", "--only")

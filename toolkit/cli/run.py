@@ -69,8 +69,9 @@ def _where(status: StepStatus, prepared: Prepared) -> str:
     parts = []
     for name in status.step.environments:
         environment = prepared.environments[name]
+        absent = "not built" if environment.lock else "not there"
         label = environment.lock or name
-        parts.append(label if status.done or environment.is_ready else f"{label} (not built)")
+        parts.append(label if status.done or environment.is_ready else f"{label} ({absent})")
     return " + ".join(parts)
 
 
