@@ -70,6 +70,7 @@ check: setup ## format, lint, types, fast tests: under two minutes
 
 integration: check
 	@$(BIN)/toolkit env sync $(CPU_ENVIRONMENTS)
+	PATH="$$PATH:$(CURDIR)/$(BIN)"  # fetch needs uv
 	for stage in train quantize; do
 	  test ! -d tests/integration/in_$$stage || $(BIN)/toolkit env run $$stage-cpu -- \
 	    env PYTHONPATH="$(CURDIR)/$(VENV)/pytest" python -m pytest -q tests/integration/in_$$stage
