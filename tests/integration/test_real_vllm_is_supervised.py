@@ -160,6 +160,7 @@ def session(leader: int) -> list[int]:
 
 
 def test_vllm_serves_base_and_adapter_and_dies_with_the_toolkit(tmp_path, monkeypatch):
+    python = interpreter()  # of the user's cache, before the test gets one of its own
     monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
     model, lora, log = (
         tiny_llama(tmp_path / "model"),
@@ -167,7 +168,7 @@ def test_vllm_serves_base_and_adapter_and_dies_with_the_toolkit(tmp_path, monkey
         tmp_path / "engine.log",
     )
     toolkit = subprocess.Popen(
-        [sys.executable, "-c", TOOLKIT, str(interpreter()), str(model), str(lora), str(log)],
+        [sys.executable, "-c", TOOLKIT, str(python), str(model), str(lora), str(log)],
         stdout=subprocess.PIPE,
         cwd=Path(__file__).parents[2],
         text=True,
