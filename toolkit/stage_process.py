@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 STOP_DEADLINE_S = 60.0
 """How long a stage may take to write a checkpoint after SIGTERM."""
 
+TRACEBACK_CHARACTERS = 20_000
+"""How much of a log goes to MLflow as the traceback of a step that left none."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -164,6 +167,15 @@ def _failure(spec: StepSpec, status: int) -> errors.ToolkitError:
     return StepFailedError(
         f"step {spec.step}: its process ended with {status}: {_last_line(log)}", f"its log is {log}"
     )
+
+
+def left_traceback(state: Path) -> str | None:
+    """The traceback of a stage that failed: its own words, else the end of its log."""
+    report, log = state / "error.json", state / "log.txt"
+    said = json.loads(report.read_text()).get("traceback") if report.exists() else None
+    if said or not log.exists():
+        return said
+    return log.read_text(errors="replace")[-TRACEBACK_CHARACTERS:]
 
 
 def _last_line(log: Path) -> str:

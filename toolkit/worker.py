@@ -26,7 +26,7 @@ from typing import Any
 from toolkit import __version__, artifact, errors
 from toolkit.artifact import Artifact
 from toolkit.environments.lockfile import load_lock
-from toolkit.stage_process import Outcome, run_stage
+from toolkit.stage_process import Outcome, left_traceback, run_stage
 from toolkit.stages import Kind
 from toolkit.tracking import Dataset, StepRun, Store
 from toolkit.workspace import private_folder
@@ -123,7 +123,11 @@ def run_step(spec: StepSpec, show: Show) -> Artifact:
                     run.log(event["step"], event["metrics"])
                 show(spec.step, event)
 
-            outcome = run_stage(spec, step_file, forward)
+            try:
+                outcome = run_stage(spec, step_file, forward)
+            except errors.ToolkitError:
+                run.stage_traceback = left_traceback(state)
+                raise
             metrics = outcome.metrics | {
                 "seconds": outcome.seconds,
                 "peak_memory_gib": outcome.peak_memory_gib,
@@ -146,11 +150,19 @@ def _mlflow_run(spec: StepSpec) -> StepRun:
         spec.parent_run,
         spec.step,
         config=spec.config,
-        tags={"toolkit.fingerprint": spec.fingerprint, "toolkit.recipe": spec.recipe},
+        tags={"toolkit.fingerprint": spec.fingerprint, "toolkit.recipe": spec.recipe}
+        | _template(spec),
         datasets=_datasets(spec),
         recipe_dir=Path(spec.recipe_dir),
         lock_text=load_lock(lock).text if lock else None,
     )
+
+
+def _template(spec: StepSpec) -> dict[str, str]:
+    """The hash of the chat template that the step's model brings, as a tag."""
+    model = artifact.find(Path(spec.inputs["model"])) if "model" in spec.inputs else None
+    digest = model.manifest["facts"].get("template_sha256") if model else None
+    return {"toolkit.template": digest} if digest else {}
 
 
 def _datasets(spec: StepSpec) -> list[Dataset]:

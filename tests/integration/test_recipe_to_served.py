@@ -163,7 +163,8 @@ def weight_bytes(folder: Path) -> int:
     return sum(p.stat().st_size for p in folder.glob("*.safetensors"))
 
 
-def test_mlflow_holds_every_step(workspace, finished):
+def mlflow_runs(workspace: Path) -> dict[str, dict]:
+    """Every run of the store by id, read through MLflow's own API."""
     script = f"""
 import json, mlflow
 mlflow.set_tracking_uri("sqlite:///{workspace}/mlflow.db")
@@ -173,10 +174,15 @@ runs = client.search_runs([experiment.experiment_id], max_results=1000)
 print(json.dumps([dict(name=r.info.run_name, id=r.info.run_id, status=r.info.status,
   params=len(r.data.params), metrics=r.data.metrics,
   parent=r.data.tags.get("mlflow.parentRunId"), datasets=len(r.inputs.dataset_inputs),
-  artifacts=[a.path for a in client.list_artifacts(r.info.run_id)]) for r in runs]))
+  artifacts=[a.path for f in ("", "artifact") for a in client.list_artifacts(r.info.run_id, f)])
+  for r in runs]))
 """
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    runs = {r["id"]: r for r in json.loads(out.stdout)}
+    return {r["id"]: r for r in json.loads(out.stdout)}
+
+
+def test_mlflow_holds_every_step(workspace, finished):
+    runs = mlflow_runs(workspace)
     for name in STEPS:
         run = runs[finished[name]["mlflow_run"]]
         assert run["status"] == "FINISHED", name
@@ -186,6 +192,37 @@ print(json.dumps([dict(name=r.info.run_name, id=r.info.run_id, status=r.info.sta
     assert "loss" in train["metrics"]
     assert train["datasets"] >= 1
     assert any(a.endswith(".png") for a in train["artifacts"])
+
+
+def test_two_runs_at_once_make_each_artifact_once(workspace, finished):
+    changed = ("--json", "--set", "seed=9", "--set", "train.max_steps=1")
+    both = [
+        subprocess.Popen(
+            command(workspace, "train", *changed),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=900) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    first, second = (json.loads(out)["steps"] for out, _ in said)
+    assert [s["artifact"] for s in first] == [s["artifact"] for s in second]
+    assert "another run is making this artifact" in said[0][1] + said[1][1]
+    assert [s["mlflow_run"] for s in first] == [s["mlflow_run"] for s in second]
+
+
+def test_a_failed_step_says_why_and_its_run_is_failed(workspace, finished):
+    done = toolkit(workspace, "train", "--set", "model.max_length=16")
+    assert done.returncode == 1
+    assert "step data: " in done.stderr
+    assert "Traceback" not in done.stderr
+    runs = mlflow_runs(workspace)
+    failed = [r for r in runs.values() if r["name"] == "data" and r["status"] == "FAILED"]
+    assert len(failed) == 1
+    assert "traceback.txt" in failed[0]["artifacts"]
+    assert runs[failed[0]["parent"]]["status"] == "FAILED"
 
 
 def test_frozen_accepts_the_lock_and_refuses_drift(workspace, finished):
