@@ -227,7 +227,7 @@ def test_a_failed_step_says_why_and_its_run_is_failed(workspace, finished):
 
 def test_frozen_accepts_the_lock_and_refuses_drift(workspace, finished):
     assert toolkit(workspace, "run", "--json", "--frozen").returncode == 0
-    drifted = toolkit(workspace, "run", "--frozen", "--set", "model.sha256=" + "0" * 64)
+    drifted = toolkit(workspace, "run", "--frozen", "--set", "model.sha256=" + "f" * 64)
     assert drifted.returncode == 2
     assert "model.sha256" in drifted.stderr
     assert "toolkit.lock" in drifted.stderr
