@@ -214,7 +214,7 @@ def test_two_runs_at_once_make_each_artifact_once(workspace, finished):
 
 
 def test_a_failed_step_says_why_and_its_run_is_failed(workspace, finished):
-    done = toolkit(workspace, "train", "--set", "model.max_length=16")
+    done = toolkit(workspace, "train", "--set", "model.max_length=40")
     assert done.returncode == 1
     assert "step data: " in done.stderr
     assert "Traceback" not in done.stderr
