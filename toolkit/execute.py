@@ -62,12 +62,16 @@ def run_plan(
     lock.compare(prepared, frozen=frozen)
     if all(status.done for status in statuses):
         done = tuple(StepOutcome(s.step, s.artifact, True) for s in statuses if s.artifact)
+        for outcome in done:
+            if outcome.step.stage == "fetch":
+                lock.compare_base(outcome.artifact, prepared, frozen=frozen)
         verdicts = _judge(prepared, done)
         return RunOutcome(done, verdicts, None)
     recipe = prepared.loaded.recipe
     store = tracking.resolve(recipe.tracking.uri, prepared.workspace)
     tracking.check(store)
     finished: list[StepOutcome] = []
+    verdicts: tuple[Verdict, ...] = ()
     show("mlflow", {"event": "started"})
     with RecipeRun.start(
         store,
@@ -85,7 +89,8 @@ def run_plan(
             if status.step.stage == "fetch":
                 lock.compare_base(finished[-1].artifact, prepared, frozen=frozen)
             _record(parent, finished[-1])
-            verdicts = _judge(prepared, finished, parent)
+            if status.step.stage == "evaluate":
+                verdicts = _judge(prepared, finished, parent)
         lock.write(prepared, {s.step.name: s.artifact for s in finished})
         return RunOutcome(tuple(finished), verdicts, parent.run_id)
 

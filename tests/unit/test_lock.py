@@ -8,7 +8,9 @@ import pytest
 from tests.unit.test_plan import plan_of
 from toolkit.artifact import Artifact
 from toolkit.errors import DriftError, RecipeError
+from toolkit.execute import run_plan
 from toolkit.lock import NAME, Lock
+from toolkit.survey import StepStatus
 
 
 def prepared(folder, environments=None, **changes):
@@ -56,6 +58,14 @@ def test_another_base_file_is_refused(locked, tmp_path):
         Lock.beside(locked).compare_base(other, prepared(tmp_path), frozen=True)
     assert "base.files.config.json: cccccccccccc… -> dddddddddddd…" in caught.value.message
     assert "base.template_sha256: t -> nothing" in caught.value.message
+
+
+def test_a_finished_run_is_held_to_the_locked_base_too(locked, tmp_path):
+    other = Artifact(None, {"files": {"config.json": {"sha256": "d" * 64, "size": 1}}, "facts": {}})
+    held = prepared(tmp_path)
+    statuses = [StepStatus(held.plan.step("fetch"), other, "done")]
+    with pytest.raises(DriftError, match=r"base\.files\.config\.json"):
+        run_plan(held, statuses, lambda *_: None, frozen=True)
 
 
 def test_an_environment_that_was_never_used_is_no_drift(locked, tmp_path):
