@@ -65,8 +65,7 @@ def run_plan(
         for outcome in done:
             if outcome.step.stage == "fetch":
                 lock.compare_base(outcome.artifact, prepared, frozen=frozen)
-        verdicts = _judge(prepared, done)
-        return RunOutcome(done, verdicts, None)
+        return RunOutcome(done, _judge(prepared, done), None)
     recipe = prepared.loaded.recipe
     store = tracking.resolve(recipe.tracking.uri, prepared.workspace)
     tracking.check(store)
