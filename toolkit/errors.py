@@ -9,6 +9,7 @@
     ├── GateFailedError          1   a model is worse than the recipe allows
     ├── TrackingError            1   the MLflow store cannot be opened
     ├── EngineError              1   an inference engine did not start or died
+    ├── ProofError               1   what is served is not what was trained
     ├── ArtifactError            1   a stored artifact is damaged or missing
     ├── UsageError               2   the command is wrong
     ├── RecipeError              2   the recipe is wrong; holds every problem found, with file and line
@@ -67,6 +68,10 @@ class TrackingError(ToolkitError):
 
 class EngineError(ToolkitError):
     """An inference engine did not start, or died."""
+
+
+class ProofError(ToolkitError):
+    """What an engine serves is not what was trained; the message holds the first difference."""
 
 
 class ArtifactError(ToolkitError):

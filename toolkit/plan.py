@@ -22,7 +22,10 @@ from toolkit.stages import CONFIGS, STAGES, Kind
 UNIDENTIFIED: Mapping[str, tuple[str, ...]] = {
     "train": ("train.checkpoint_every",),
     "evaluate": ("engine.host", "engine.port", "engine.start_timeout_s"),
-    "serve": ("serve.host", "serve.port", "serve.start_timeout_s"),
+    "serve": (
+        *("serve.host", "serve.port", "serve.start_timeout_s"),
+        *("serve.front", "serve.replicas", "serve.drain_s"),
+    ),
 }
 """Config keys by stage that a stage is told but that change nothing it makes: no part of a fingerprint."""
 
@@ -285,7 +288,10 @@ class _Planner:
         )
 
 
-_NOT_SCORED = {"models", "name", "adapters", "questions"}
+_NOT_SCORED = {
+    *("models", "name", "adapters", "questions"),
+    *("front", "proof", "replicas", "drain_s"),
+}
 """Keys of ``serve`` that an evaluation through the engine does not read."""
 
 

@@ -15,7 +15,7 @@ STAGE_LOCKS = [name for name in lock_names() if name not in ("core", "dev")]
 def test_every_environment_has_its_locks():
     assert set(lock_names()) == {
         "core", "dev", "train-cpu", "train-cuda", "quantize-cpu", "quantize-cuda",
-        "vllm-cpu", "vllm-cuda", "sglang-cuda",
+        "vllm-cpu", "vllm-cuda", "sglang-cuda", "router",
     }  # fmt: skip
 
 
@@ -23,7 +23,7 @@ def test_every_environment_has_its_locks():
 def test_every_pin_has_a_hash(name):
     text = load_lock(name).text
     requirements = re.split(r"^(?=[A-Za-z0-9])", text, flags=re.MULTILINE)[1:]
-    assert len(requirements) > 50
+    assert len(requirements) > (20 if name == "router" else 50)
     assert [r for r in requirements if "==" not in r or "--hash=sha256:" not in r] == []
 
 

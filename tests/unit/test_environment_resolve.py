@@ -147,7 +147,7 @@ def test_an_unknown_name_is_refused_with_the_nearest():
     with pytest.raises(UsageError) as caught:
         resolve("trian")
     assert caught.value.message == "no environment is named 'trian' (did you mean 'train'?)"
-    assert caught.value.hint == "known: core, train, quantize, vllm, sglang"
+    assert caught.value.hint == "known: core, train, quantize, vllm, sglang, router"
 
 
 def test_resolving_imports_nothing_heavy():

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from toolkit.launch.profiles import EnvironmentSection, Profile
     from toolkit.stages import Interpreter
 
-NAMES = ("core", "train", "quantize", "vllm", "sglang")
+NAMES = ("core", "train", "quantize", "vllm", "sglang", "router")
 """Logical environments that stages and engines ask for."""
 
-CUDA_ONLY = {"sglang": "sglang-cuda"}
+ONE_LOCK = {"sglang": "sglang-cuda", "router": "router"}
 """Environments with one lock: a plan can be made anywhere, preflight says what a machine lacks."""
 
 RECORD = "toolkit.json"
@@ -118,7 +118,7 @@ def resolve(name: str, *, accelerator: str = "auto", profile: Profile | None = N
         accelerator = profile.accelerator
     if accelerator == "auto":
         accelerator = detect_accelerator()
-    lock = CUDA_ONLY.get(name, f"{name}-{accelerator}")
+    lock = ONE_LOCK.get(name, f"{name}-{accelerator}")
     return from_lock(lock, name=name, variables=section.variables if section else {})
 
 

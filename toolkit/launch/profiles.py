@@ -45,6 +45,7 @@ class EnvironmentsSection(Section):
     quantize: EnvironmentSection | None = None
     vllm: EnvironmentSection | None = None
     sglang: EnvironmentSection | None = None
+    router: EnvironmentSection | None = None
 
     def of(self, name: str) -> EnvironmentSection | None:
         """The replacement of a logical environment, if there is one."""

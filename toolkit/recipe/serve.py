@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from toolkit.recipe.base import Count, Name, Section
+from toolkit.recipe.front import FrontSection
+from toolkit.recipe.proof import ProofSection
 
 
 class AdapterSection(Section):
@@ -49,6 +51,14 @@ class ServeSection(Section):
     """GPUs that share one model."""
     start_timeout_s: Count = 900
     """Seconds until the engine must be healthy."""
+    replicas: Count = 1
+    """Engines that serve the same models; with more than one a router stands before them, each on GPUs of its own."""
+    drain_s: Count = 30
+    """Seconds that open requests get to finish when the server is told to stop."""
+    front: FrontSection = FrontSection()
+    """Authentication, limits, cache and logs of the public port."""
+    proof: ProofSection = ProofSection()
+    """What must be shown before traffic."""
     extra_args: tuple[str, ...] = ()
     """Arguments passed to the engine as they are."""
     questions: tuple[str, ...] = ()

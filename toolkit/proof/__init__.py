@@ -1,0 +1,1 @@
+"""The proofs: that what is served is what was trained."""

@@ -1,0 +1,84 @@
+"""``serve.front:`` who may ask the served models, how much, and what is written down."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from toolkit.recipe.base import Count, Section
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class JwtSection(Section):
+    """JSON Web Tokens that an identity provider signs."""
+
+    issuer: str
+    """Value that `iss` must have."""
+    audience: str
+    """Value that `aud` must have or hold."""
+    jwks: str | None = None
+    """URL (https, or http on loopback) or file of the keys for RS256 and ES256; fetched again when a key id is new."""
+    secret_env: str | None = None
+    """Environment variable with the secret for HS256; give this or `jwks`."""
+    models_claim: str = "models"
+    """Claim with the model names (a list, or words in one string) that the bearer may ask; `*` is all."""
+
+
+class LimitsSection(Section):
+    """What one request and one key may take; a key made with limits of its own keeps those."""
+
+    requests_per_minute: Count | None = None
+    """Requests of one key per minute; no limit unless given."""
+    tokens_per_minute: Count | None = None
+    """Prompt and completion tokens of one key per minute; no limit unless given."""
+    max_body_mib: Positive = 8
+    """Largest request body, MiB."""
+    max_n: Count = 8
+    """Largest `n` (and `best_of`)."""
+    max_tokens: Count | None = None
+    """Largest `max_tokens` of a request, and what a request without one gets; the context unless given."""
+    max_in_flight: Count = 4096
+    """Requests that are open together over all keys; more get 503 with `Retry-After`."""
+
+
+class AllowSection(Section):
+    """What requests may bring that could make the server do something else than the recipe says."""
+
+    chat_template: bool = False
+    """A request may bring its own chat template."""
+    remote_media: bool = False
+    """A request may name media by URL, which the engine then fetches; `data:` URLs are always allowed."""
+
+
+class CacheSection(Section):
+    """Answers kept for deterministic requests (`temperature: 0`, or a `seed`), by tenant and certificate."""
+
+    kind: Literal["memory", "redis"] = "memory"
+    """In the front's memory, or in a Redis server."""
+    url_env: str | None = None
+    """Environment variable with the Redis URL."""
+    max_mib: Positive = 64
+    """Memory for answers, MiB; the least recently used go first."""
+    ttl_s: Count = 3600
+    """Seconds that an answer is kept."""
+
+
+class FrontSection(Section):
+    """The server that clients talk to; the engine listens on loopback behind it."""
+
+    keys: bool = False
+    """Ask for an API key made by `toolkit keys`; needed (or `jwt`) when `serve.host` is not loopback."""
+    jwt: JwtSection | None = None
+    """Take JSON Web Tokens too."""
+    limits: LimitsSection = LimitsSection()
+    """Limits per request and per key."""
+    allow: AllowSection = AllowSection()
+    """What requests may bring."""
+    cache: CacheSection | None = None
+    """Keep answers to deterministic requests."""
+    log_prompts: bool = False
+    """Write prompts and answers into the access log; off, it has ids, counts and times only."""
+    traces: bool = False
+    """Write a trace of each request into MLflow (ids, counts, times; texts only with `log_prompts`)."""
