@@ -104,41 +104,143 @@ def _first_paragraph(kind: type) -> str:
 
 
 def preflight() -> str:
-    """``reference/preflight.md``: every rule, and which engine loads what."""
+    """``reference/preflight.md``: every rule, what engines do with what, and what compares them."""
+    parts = (_rules(), _features(), _formats(), _layouts())
+    return "\n".join([*PREFLIGHT, *(line for part in parts for line in part)])
+
+
+PREFLIGHT = (
+    "# Preflight rules",
+    "",
+    "`toolkit plan`, and every command that runs something, checks these first: without a GPU,",
+    "without torch, in milliseconds. A recipe that breaks one is refused with exit code 2 and",
+    "the fix. Where a rule says that something works, but not as one may think, it warns.",
+    "`toolkit plan --json` has every verdict with rule, outcome, message, hint and source;",
+    "`toolkit validate` judges recipes apart from any machine.",
+    "",
+    "The last column of a table names engines that a test gives the fixtures of",
+    "`tests/unit/preflight_cases`, to compare what they do with what preflight says:",
+    "`vllm 0.32.0 cpu` in `tests/integration`, `vllm 0.26.0 cuda` and `sglang 0.5.17 cuda` in",
+    "`tests/gpu`.",
+    "Seen to agree: vLLM 0.32.0 on a CPU in every test run, vLLM 0.26.0 on an H200 on 2026-11-22. The",
+    "run with SGLang 0.5.17 was cut off before it ended: what stands for it was read, not yet compared.",
+    "",
+)
+
+
+def _rules() -> Iterator[str]:
     from toolkit.preflight import RULES
-    from toolkit.preflight.formats import SUPPORT
+
+    yield "| rule | what must hold | what to do | where this was learned | compared with |"
+    yield "| --- | --- | --- | --- | --- |"
+    for r in RULES:
+        yield f"| `{r.id}` | {r.must} | {r.fix} | {r.source} | {', '.join(r.tried)} |"
+    yield ""
+
+
+def _features() -> Iterator[str]:
+    """One row per feature, engine and versions."""
+    from toolkit.preflight.features import FEATURES, ROWS
+    from toolkit.preflight.versions import span
+
+    yield "## What engines do with adapters"
+    yield ""
+    yield "All but what is served right is refused by preflight."
+    yield ""
+    yield "| the adapter | engine | versions | what the engine does | what to do | source | compared with |"
+    yield "| --- | --- | --- | --- | --- | --- | --- |"
+    for r in ROWS:
+        said = FEATURES[r.feature].message.partition("{")[0].rstrip(" :,")
+        fix = "" if r.does == "serves it right" else r.fix
+        yield (
+            f"| {said} (`{r.feature}`) | {r.engine} | {span(r.since, r.until)} | {r.does} | {fix} "
+            f"| {r.source} | {', '.join(r.tried)} |"
+        )
+    yield ""
+
+
+def _formats() -> Iterator[str]:
+    from toolkit.preflight.formats import ALTERNATIVE, SUPPORT
+    from toolkit.preflight.versions import span
 
     says = {"ok": "yes", "warn": "yes, but", "refuse": "no"}
+    yield "## Which engine loads what"
+    yield ""
+    yield "| engine | accelerator | versions | weights | loads | why | what to do | source | compared with |"
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    for s in SUPPORT:
+        place = s.accelerator if s.below is None else f"{s.accelerator} below {s.below:.1f}"
+        fix = "" if s.outcome == "ok" else ALTERNATIVE[s.format]
+        yield (
+            f"| {s.engine} | {place} | {span(s.since, s.until)} | {s.format} | {says[s.outcome]} "
+            f"| {s.why} | {fix} | {s.source} | {', '.join(s.tried)} |"
+        )
+    yield ""
+
+
+def _layouts() -> Iterator[str]:
+    from toolkit.preflight.layouts import LIMITS
+    from toolkit.preflight.versions import span
+
+    yield "## Layouts of quantized weights that an engine has no fast code for"
+    yield ""
+    yield "| engine | accelerator | versions | method | what is not loaded | what to do | source |"
+    yield "| --- | --- | --- | --- | --- | --- | --- |"
+    for x in LIMITS:
+        slow = " (loads, slowly)" if x.is_slow else ""
+        yield (
+            f"| {x.engine} | {x.accelerator or 'all'} | {span(x.since, x.until)} | {x.method} "
+            f"| {_filled(x.message)}{slow} | {x.fix} | {x.source} |"
+        )
+    yield ""
+
+
+def engines() -> str:
+    """``reference/engines.md``: typed options of serving and the flags that they become."""
+    from toolkit.engines.options import CONFLICTS, OPTIONS, Flags, Lack
+    from toolkit.engines.parsers import known_versions
+
+    def cell(how: Flags | Lack) -> str:
+        return " ".join(f"`{name}`" for name in how.names) if isinstance(how, Flags) else how.reason
+
+    known = {
+        engine: ", ".join(".".join(map(str, version)) for version in known_versions(engine))
+        for engine in ("vllm", "sglang")
+    }
     return "\n".join(
         [
-            "# Preflight rules",
+            "# Options of the engines",
             "",
-            "`toolkit plan`, and every command that runs something, checks these first: without a GPU,",
-            "without torch, in milliseconds. A recipe that breaks one is refused with exit code 2 and",
-            "the fix. Where a rule says that something works, but not as one may think, it warns.",
+            "Keys of `serve` and the flags that they become. What has no key goes into `serve.extra_args` as it",
+            f"is. Flags are held to the engines' own parsers: vLLM {known['vllm']}, SGLang {known['sglang']}.",
             "",
-            "| rule | what must hold | where this was learned |",
+            "`engine: auto` lets preflight judge the recipe for both engines and takes the one that would not be",
+            "refused; then the one that knows the model's architecture, then the one whose environment is built,",
+            "then vLLM. `toolkit plan` says which, and why.",
+            "",
+            "| key of `serve` | vLLM | SGLang |",
             "| --- | --- | --- |",
-            *(f"| `{r.id}` | {r.must} | {r.source} |" for r in RULES),
-            "",
-            "## Which engine loads what",
-            "",
-            "| engine | accelerator | versions | weights | loads | why | where this was learned |",
-            "| --- | --- | --- | --- | --- | --- | --- |",
             *(
-                f"| {s.engine} | {s.accelerator} | {_versions(s.since, s.until)} | {s.format} "
-                f"| {says[s.outcome]} | {s.why} | {s.source} |"
-                for s in SUPPORT
+                f"| `{o.key}` | {cell(o.engines['vllm'])} | {cell(o.engines['sglang'])} |"
+                for o in OPTIONS
+            ),
+            "",
+            "## What does not go together",
+            "",
+            "| engine | key | why | what to do | where this is said |",
+            "| --- | --- | --- | --- | --- |",
+            *(
+                f"| {c.engine or 'both'} | `{c.key}` | {c.text} | {c.fix} | {c.source} |"
+                for c in CONFLICTS
             ),
             "",
         ]
     )
 
 
-def _versions(since: tuple[int, ...], until: tuple[int, ...]) -> str:
-    if since:
-        return f"from {'.'.join(map(str, since))}"
-    return "all" if until[0] > 1000 else f"before {'.'.join(map(str, until))}"
+def _filled(message: str) -> str:
+    """Letters in place of the layout's own values."""
+    return message.format(bits="N", group="N", symmetric="S", reordered="")
 
 
 def schema() -> str:
@@ -154,6 +256,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/reference/profiles.md": profiles,
     "docs/reference/errors.md": errors,
     "docs/reference/preflight.md": preflight,
+    "docs/reference/engines.md": engines,
     "recipes/recipe.schema.json": schema,
 }
 """File -> what makes it."""

@@ -106,11 +106,15 @@ def _planned(prepared: Prepared) -> dict[str, Any]:
     }
 
 
+MEASURED = ("metrics.jsonl", "reference.json")
+"""Files beside a base that hold what this machine computed of it, to the last bit no two alike."""
+
+
 def _base(base: Artifact) -> dict[str, Any]:
     files = {
         name: known["sha256"]
         for name, known in base.manifest["files"].items()
-        if name != "metrics.jsonl"
+        if name not in MEASURED
     }
     return {"files": files, "template_sha256": base.manifest["facts"].get("template_sha256")}
 

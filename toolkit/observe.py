@@ -28,7 +28,9 @@ def local_files(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for file in recipe.evaluate.files if recipe.evaluate else ():
         yield file, "evaluate.metrics"
     for adapter in recipe.serve.adapters if recipe.serve else ():
-        yield adapter.path, "serve.adapters"
+        yield from ((path, "serve.adapters") for path in adapter.folders.values())
+    if recipe.serve and recipe.serve.draft:
+        yield recipe.serve.draft, "serve.speculative.model"
 
 
 def observe(

@@ -16,7 +16,8 @@ from toolkit import digests
 from toolkit.errors import UsageError
 from toolkit.recipe.load import Loaded
 from toolkit.recipe.model import SourceKind, parse_source
-from toolkit.recipe.recipe import Recipe
+from toolkit.recipe.recipe import ON, Recipe
+from toolkit.recipe.serve import ServeSection
 from toolkit.stages import CONFIGS, STAGES, Kind
 
 UNIDENTIFIED: Mapping[str, tuple[str, ...]] = {
@@ -24,7 +25,8 @@ UNIDENTIFIED: Mapping[str, tuple[str, ...]] = {
     "evaluate": ("engine.host", "engine.port", "engine.start_timeout_s"),
     "serve": (
         *("serve.host", "serve.port", "serve.start_timeout_s"),
-        *("serve.front", "serve.replicas", "serve.drain_s"),
+        *("serve.front", "serve.replicas", "serve.drain_s", "serve.log_requests"),
+        *("serve.watch_s", "serve.prefer"),
     ),
 }
 """Config keys by stage that a stage is told but that change nothing it makes: no part of a fingerprint."""
@@ -178,11 +180,12 @@ class _Planner:
         named = set(self.recipe.export.formats) if self.recipe.export else set()
         used = {*self.recipe.evaluated} if self.recipe.evaluate else set()
         used |= {*self.recipe.served} if self.recipe.serve else set()
-        merged = {"merged"} if self.recipe.quantize or "merged" in used else set()
-        return named | merged | ({"adapter"} if "tuned" in used else set())
+        merges = any(q.of == "merged" for q in self.recipe.quantize) or "merged" in used
+        adapts = any(subject == "tuned" or subject.startswith(ON) for subject in used)
+        return named | ({"merged"} if merges else set()) | ({"adapter"} if adapts else set())
 
     def _quantize(self, section: Any) -> None:
-        model = "export-merged" if self.recipe.train else "fetch"
+        model = "export-merged" if self.recipe.train and section.of == "merged" else "fetch"
         config = {"quantize": section.model_dump(mode="json", exclude={"name"})} | self._shared
         dataset = {"dataset": "data"} if self.recipe.data else {}
         self._add(f"quantize-{section.label}", "quantize", config, {"model": model} | dataset)
@@ -196,7 +199,7 @@ class _Planner:
         config |= {
             "subject": subject,
             "max_length": self.recipe.model.max_length,
-            "digests": self._digests(*section.files),
+            "digests": self._digests(*section.files, *_draft(engine)),
             "engine": engine.model_dump(mode="json", exclude=_NOT_SCORED) if engine else None,
         }
         engines = (engine.engine,) if engine else ()
@@ -213,14 +216,15 @@ class _Planner:
         if serve is None:
             return
         section = serve.model_dump(mode="json", exclude={"models", "name"})
-        adapters = [a.path for a in serve.adapters]
+        adapters = (path for a in serve.adapters for path in a.folders.values())
+        paths = (*adapters, *_draft(serve))
         config = {
             "subject": subject,
             "name": serve.name or self.recipe.name,
             "serve": section,
             "max_length": self.recipe.model.max_length,
             "system": self.recipe.data.system if self.recipe.data else None,
-            "digests": self._digests(*adapters),
+            "digests": self._digests(*paths),
         }
         dataset = {"dataset": "data"} if self.recipe.data else {}
         self._add(
@@ -242,6 +246,9 @@ class _Planner:
                 if full
                 else {"model": "fetch", "adapter": "export-adapter"}
             )
+        if subject.startswith(ON):
+            model = f"quantize-{subject.removeprefix(ON)}"
+            return {"model": model, "adapter": "export-adapter"}
         return {"model": "export-merged" if subject == "merged" else f"quantize-{subject}"}
 
     @property
@@ -288,9 +295,15 @@ class _Planner:
         )
 
 
+def _draft(serve: ServeSection | None) -> tuple[str, ...]:
+    """The folder that guesses for speculative decoding, if there is one."""
+    return (serve.draft,) if serve and serve.draft else ()
+
+
 _NOT_SCORED = {
-    *("models", "name", "adapters", "questions"),
-    *("front", "proof", "replicas", "drain_s"),
+    *("models", "name", "adapters", "questions", "prefer"),
+    *("live_adapters", "adapter_slots", "max_rank", "watch_s"),
+    *("front", "proof", "replicas", "drain_s", "log_requests"),
 }
 """Keys of ``serve`` that an evaluation through the engine does not read."""
 

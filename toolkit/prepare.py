@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from toolkit import environments, preflight, tracking
+from toolkit.engines import auto, parsers
 from toolkit.environments import Environment
 from toolkit.errors import NotInstalledError, UsageError
 from toolkit.launch import profiles
 from toolkit.observe import observe
-from toolkit.plan import Plan, make_plan
+from toolkit.plan import Observed, Plan, make_plan
+from toolkit.preflight import Facts, Outcome, Verdict, gather_here
+from toolkit.preflight.gpu import GpuFacts, ask_driver, described
 from toolkit.recipe.load import Loaded, load
 from toolkit.survey import StepStatus, survey
 from toolkit.workspace import Workspace
@@ -30,7 +33,15 @@ class Prepared:
     device: Literal["cpu", "cuda"]
     environments: dict[str, Environment]
     """By logical name: core, train, quantize and the recipe's engine."""
-    warnings: tuple[str, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+    """What preflight said: one verdict for each rule that was silent, and one for each finding."""
+    choice: auto.Choice | None = None
+    """What ``serve.engine: auto`` came to; ``loaded`` and ``plan`` have it in place of ``auto``."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Verdicts that something works, but not as one may think, each with its fix."""
+        return tuple(str(v) for v in self.verdicts if v.outcome is Outcome.warn)
 
     def cut(self, stages: Sequence[str] = (), names: Sequence[str] = ()) -> Prepared:
         """The same, with the plan cut to some stages or steps and what they need."""
@@ -86,16 +97,100 @@ def prepare(
         PreflightError: It cannot work with the chosen engine, format or machine.
         TrackingError: The base is named by an MLflow alias, and the store cannot be opened.
     """
+    prepared = examine(recipe, overrides, profile, workspace)
+    preflight.insist(prepared.verdicts)
+    return prepared
+
+
+def examine(
+    recipe: Path,
+    overrides: Sequence[str] = (),
+    profile: str | None = None,
+    workspace: Path | None = None,
+) -> Prepared:
+    """:func:`prepare` for those who want to see what is refused: ``verdicts`` holds it.
+
+    Raises:
+        RecipeError: The recipe is wrong, or files that it names are missing.
+        TrackingError: The base is named by an MLflow alias, and the store cannot be opened.
+    """
     loaded = load(recipe, overrides)
     where = profiles.load(profile)
     space = Workspace.locate(workspace)
-    engine = (loaded.recipe.serve.engine,) if loaded.recipe.serve else ()
     resolved = {
         name: environments.resolve(name, accelerator=where.accelerator, profile=where)
-        for name in (*STAGE_ENVIRONMENTS, *engine)
+        for name in (*STAGE_ENVIRONMENTS, *engines_of(loaded), *router_of(loaded))
     }
     store = tracking.resolve(loaded.recipe.tracking.uri, space)
     observed = observe(loaded, {name: e.digest for name, e in resolved.items()}, store)
+    gpu = gpu_of(where)
+    loaded, choice = decided(loaded, observed, space, resolved, where.device, gpu=gpu)
     plan = make_plan(loaded, observed)
-    warnings = preflight.require(loaded, plan, space, resolved, where.device)
-    return Prepared(loaded, plan, space, where.device, resolved, tuple(map(str, warnings)))
+    facts = gather_here(loaded, plan, space, resolved, where.device, gpu=gpu)
+    verdicts = preflight.check(loaded.recipe, facts)
+    return Prepared(loaded, plan, space, where.device, resolved, tuple(verdicts), choice)
+
+
+def gpu_of(profile: profiles.Profile) -> GpuFacts | None:
+    """The GPU that a profile describes, or this machine's; ``None`` where nothing runs on one."""
+    if profile.device == "cpu":
+        return None
+    return described(**profile.gpu.model_dump()) if profile.gpu else ask_driver()
+
+
+def engines_of(loaded: Loaded) -> tuple[str, ...]:
+    """The engines that the recipe may be served by, and the router where several stand side by side."""
+    serve = loaded.recipe.serve
+    if serve is None:
+        return ()
+    engines = auto.ORDER if serve.engine == "auto" else (serve.engine,)
+    return (*engines, "router") if serve.replicas > 1 else engines
+
+
+def router_of(loaded: Loaded) -> tuple[str, ...]:
+    """The router's environment, where several replicas need one."""
+    serve = loaded.recipe.serve
+    return ("router",) if serve and serve.replicas > 1 else ()
+
+
+def decided(
+    loaded: Loaded,
+    observed: Observed,
+    space: Workspace,
+    resolved: Mapping[str, Environment],
+    device: Literal["cpu", "cuda"],
+    *,
+    gpu: GpuFacts | None = None,
+) -> tuple[Loaded, auto.Choice | None]:
+    """The recipe with an engine in place of ``auto``, and why; as it was where it names one."""
+    if loaded.recipe.serve is None or loaded.recipe.serve.engine != "auto":
+        return loaded, None
+    choice = auto.choose(_candidates(loaded, observed, space, resolved, device, gpu=gpu))
+    return loaded.with_engine(choice.engine), choice
+
+
+def _candidates(
+    loaded: Loaded,
+    observed: Observed,
+    space: Workspace,
+    resolved: Mapping[str, Environment],
+    device: Literal["cpu", "cuda"],
+    *,
+    gpu: GpuFacts | None,
+) -> list[auto.Candidate]:
+    """Every engine, judged by preflight as if the recipe named it."""
+    found = []
+    for name in auto.ORDER:
+        tried = loaded.with_engine(name)
+        facts = gather_here(tried, make_plan(tried, observed), space, resolved, device, gpu=gpu)
+        verdicts = preflight.check(tried.recipe, facts)
+        refused = tuple(v.message for v in verdicts if v.outcome is Outcome.refuse)
+        found.append(_candidate(name, refused, facts, ready=resolved[name].is_ready))
+    return found
+
+
+def _candidate(name: str, refused: tuple[str, ...], facts: Facts, *, ready: bool) -> auto.Candidate:
+    names = facts.base.config.get("architectures") if facts.base else None
+    first = names[0] if isinstance(names, list) and names else None
+    known = parsers.command_line(name, facts.engine_version).architectures
+    return auto.Candidate(name, refused, first in known if first else None, first, ready)

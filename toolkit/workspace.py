@@ -6,9 +6,11 @@
     ├── artifacts/<stage>/<fingerprint>/     complete or absent; manifest.json inside
     ├── state/<stage>/<fingerprint>/         step.json, log, checkpoints: what outlives a crash
     ├── mlflow.db, mlartifacts/              the default MLflow store
+    ├── keys.json                            API keys of the served models, hashed (0600)
     └── servers/                             detached servers
     <cache>/                        $TOOLKIT_CACHE, $XDG_CACHE_HOME/toolkit or ~/.cache/toolkit
     ├── environments/<name>-<digest>/        built from lock files
+    ├── compiled/<name>-<digest>/            what engines compile, by environment
     └── digests.db                           sha256 of files that did not change
 """
 
@@ -55,6 +57,11 @@ class Workspace:
     def servers(self) -> Path:
         """Records of detached servers."""
         return self.root / "servers"
+
+    @property
+    def keys(self) -> Path:
+        """API keys of the served models, hashed; see ``toolkit keys``."""
+        return self.root / "keys.json"
 
 
 def cache_root() -> Path:

@@ -116,3 +116,25 @@ def test_only_names_what_is_not_done(toolkit):
         "error: --only, but fetch, data must be made first (new)\n"
         " hint: leave out --only, and they are\n"
     )
+
+
+def test_plan_shows_every_verdict_to_scripts_even_when_it_refuses(toolkit):
+    toolkit("init", "first.yaml")
+    open_ = ("--set", "serve.host=0.0.0.0", "--on", "local-cpu")
+    code, out, err = toolkit("plan", "first.yaml", *open_, "--json")
+    verdicts = {v["rule"]: v for v in json.loads(out)["preflight"] if v["outcome"] == "refuse"}
+    assert code == 2
+    assert "toolkit keys create" in verdicts["serve.loopback"]["hint"]
+    assert verdicts["serve.loopback"]["source"].startswith("vLLM's --api-key guards /v1")
+    assert set(verdicts["serve.loopback"]) == {"rule", "outcome", "message", "hint", "source"}
+    assert "[serve.loopback]" in err
+
+
+def test_validate_says_what_no_machine_can_serve(toolkit):
+    toolkit("init", "first.yaml")
+    code, out, err = toolkit("validate", "first.yaml", "--set", "serve.host=0.0.0.0", "--json")
+    (refused,) = [v for v in json.loads(out) if v.get("outcome") == "refuse"]
+    assert code == 2
+    assert refused["rule"] == "serve.loopback"
+    assert refused["where"] == "first.yaml"
+    assert "first.yaml: serve.host is '0.0.0.0'" in err

@@ -1,4 +1,6 @@
-"""A real vLLM on a CPU serves a tiny random Llama with an adapter; ``kill -9`` of the toolkit leaves nothing of it.
+"""A real vLLM on a CPU serves a tiny random Llama with an adapter, and takes another while it runs.
+
+``kill -9`` of the toolkit leaves nothing of it.
 
 The interpreter is the vLLM environment's, or ``TOOLKIT_TEST_VLLM`` where that is set.
 """
@@ -27,8 +29,10 @@ ALPHABET = [chr(c) for c in range(33, 127)] + ["\u0120", "\u010a"]
 """Byte-level names of printable ASCII, the space and the line feed: enough for the questions here."""
 
 TOOLKIT = """
-import sys, time
+import json, sys, time
 from pathlib import Path
+from urllib.request import Request, urlopen
+from toolkit.engines import versioned
 from toolkit.engines.server import running
 from toolkit.recipe.serve import ServeSection
 from toolkit.stages import Interpreter
@@ -40,6 +44,16 @@ with running("vllm", Interpreter(python), model, {"tiny": adapter}, section, nam
     for model_id in server.models.values():
         reply = server.client.chat(model_id, ask, max_tokens=16, temperature=0, ignore_eos=True)
         print(reply.text.encode(), flush=True)
+    def send(call):
+        body = json.dumps(call.body).encode()
+        header = {"Content-Type": "application/json"}
+        with urlopen(Request(server.url + call.path, body, header, method=call.method)) as answer:
+            return answer.status
+    name = versioned("tiny", "1a2b3c4d5e6f7081" * 4)
+    loaded = send(server.engine.load_adapter(name, adapter))
+    reply = server.client.chat(name, ask, max_tokens=16, temperature=0, ignore_eos=True)
+    print(reply.text.encode(), flush=True)
+    print(loaded, send(server.engine.unload_adapter(name)), *server.client.models(), flush=True)
     print(server.pid, *server.phases, flush=True)
     time.sleep(600)
 """
@@ -174,12 +188,18 @@ def test_vllm_serves_base_and_adapter_and_dies_with_the_toolkit(tmp_path, monkey
         text=True,
     )
     try:
-        base, tuned, state = (toolkit.stdout.readline().strip() for _ in range(3))
+        base, tuned, live, calls, state = (toolkit.stdout.readline().strip() for _ in range(5))
         assert state, log.read_text()[-3000:]
         guard_pid, *phases = state.split(" ", 1)[0], *state.split()[1:]
         assert len(base) > 4
         assert len(tuned) > 4
         assert base != tuned, "the adapter has no effect"
+        assert live == tuned, "the same adapter, loaded while the engine runs, answers otherwise"
+        assert calls == "200 200 tiny-base tiny"
+        compiled = list((tmp_path / "cache" / "compiled").iterdir())
+        assert any((folder / "vllm").is_dir() for folder in compiled), (
+            "vLLM keeps its cache elsewhere"
+        )
         assert phases[0] == "importing"
         assert len(session(int(guard_pid))) >= 3, "guard, API process, EngineCore"
     finally:

@@ -88,6 +88,7 @@ def test_the_wheel_holds_recipes_profiles_and_locks_and_no_tests(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert f"toolkit/_data/recipes/{RECIPE}.yaml" in names
     assert "toolkit/_data/jobs/profiles/local.yaml" in names
+    assert "toolkit/_data/jobs/observability/grafana-dashboard.json" in names
     assert {f"toolkit/environments/locks/{p.name}" for p in LOCKS.iterdir()} <= set(names)
     assert [n for n in names if n.startswith("tests/") or "__pycache__" in n] == []
 
@@ -111,6 +112,11 @@ def test_validate_and_plan_a_copy_of_a_shipped_recipe(installed):
 def test_locks_are_found(installed):
     rows = json.loads(installed("env", "list", "--json"))
     assert "train-cpu" in {row["lock"] for row in rows}
+
+
+def test_dashboard_and_alerts_are_found(installed):
+    listed = installed("dashboards", "export", "watch").split()
+    assert "watch/alerts.yaml" in listed
 
 
 def test_nothing_was_written_beside_the_recipe_but_what_was_asked_for(installed):

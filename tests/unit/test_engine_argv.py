@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.engines import ENGINES, Adapter, Command, Deployment
-from toolkit.engines.vllm import allowed_rank
+from toolkit.engines import ENGINES, Adapter, Call, Command, Deployment, versioned
+from toolkit.engines.parsers import command_line, known_versions
+from toolkit.engines.sglang import Sglang
+from toolkit.engines.vllm import Vllm, allowed_rank
 from toolkit.errors import EngineError
 from toolkit.recipe.serve import ServeSection
 
@@ -24,6 +26,7 @@ def deployment(serve=None, **changes):
     return Deployment(serve=ServeSection(**(serve or {})), **(given | changes))
 
 
+VERSIONED = (replace(ONE[0], name="tickets@1a2b3c4d5e6f7081"),)
 CASES = {
     "cpu-base": deployment(device="cpu"),
     "cpu-adapter": deployment(
@@ -31,11 +34,60 @@ CASES = {
     ),
     "cuda-base": deployment(),
     "cuda-two-adapters": deployment(adapters=TWO, serve={"dtype": "bf16", "eager": True}),
+    "cuda-versioned-adapter": deployment(
+        adapters=VERSIONED, serve={"adapter_slots": 4, "max_rank": 64}
+    ),
+    "cuda-adapters-that-stay": deployment(adapters=TWO, serve={"live_adapters": False}),
+    "cuda-room-for-adapters": deployment(serve={"adapter_slots": 2, "max_rank": 16}),
     "cuda-quantized": deployment(
         model=Path("/models/gptq"), chat_template=None, name="tickets-gptq"
     ),
+    **{
+        f"cuda-{method}-adapter": deployment(
+            model=Path("/models") / method, adapters=VERSIONED, quantization=method
+        )
+        for method in ("awq", "gptq", "compressed-tensors", "bitsandbytes")
+    },
+    "cuda-every-option": deployment(
+        draft=Path("/models/draft"),
+        adapters=ONE,
+        serve={
+            "tensor_parallel": 2,
+            "pipeline_parallel": 2,
+            "expert_parallel": True,
+            "prefix_caching": True,
+            "chunked_prefill": True,
+            "max_batched_tokens": 4096,
+            "kv_cache_type": "fp8",
+            "cpu_offload_gib": 1.5,
+            "kv_offload_gib": 16,
+            "tool_parser": "hermes",
+            "reasoning_parser": "qwen3",
+            "structured_output": "llguidance",
+            "seed": 7,
+            "log_requests": True,
+            "multimodal": {"images": 2, "videos": 0, "audios": 1},
+            "speculative": {"method": "eagle", "model": "draft", "tokens": 3},
+        },
+    ),
+    "cuda-the-other-way": deployment(
+        serve={
+            "data_parallel": 2,
+            "prefix_caching": False,
+            "chunked_prefill": False,
+            "max_batched_tokens": 8192,
+            "kv_cache_type": "bf16",
+            "eager": True,
+            "structured_output": "xgrammar",
+            "speculative": {"method": "ngram"},
+        },
+    ),
     "cuda-large": deployment(
-        serve={"tensor_parallel": 4, "memory_fraction": 0.8, "extra_args": ["--seed", "7"]}
+        serve={
+            "tensor_parallel": 4,
+            "memory_fraction": 0.8,
+            "extra_args": ["--disable-custom-all-reduce"],
+        }
     ),
 }
 
@@ -49,6 +101,16 @@ def test_command_is_the_golden_one(engine, case):
     if os.environ.get("UPDATE_GOLDEN"):
         file.write_text(text)
     assert text == file.read_text()
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("engine", "version"),
+    [(engine, version) for engine in ("vllm", "sglang") for version in known_versions(engine)],
+)
+def test_every_known_version_accepts_the_command(engine, version, case):
+    argv = ENGINES[engine]().command(Path("/env/bin/python"), CASES[case], 8123).argv[3:]
+    assert list(command_line(engine, version).problems(argv)) == []
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
@@ -78,11 +140,51 @@ def test_model_ids_are_what_each_engine_wants():
     assert ENGINES["sglang"]().model_id(with_adapter, None) == "tickets-base"
 
 
+def test_an_adapter_is_loaded_and_unloaded_under_its_versioned_name():
+    name, path = versioned("tickets", "1a2b3c4d5e6f7081" + "0" * 48), Path("/adapters/new")
+    assert name == "tickets@1a2b3c4d5e6f7081"
+    assert (
+        Adapter(name, path, 8).public_name == Adapter("tickets", path, 8).public_name == "tickets"
+    )
+    body = {"lora_name": name, "lora_path": "/adapters/new"}
+    assert Vllm().load_adapter(name, path) == Call("POST", "/v1/load_lora_adapter", body)
+    assert Sglang().load_adapter(name, path) == Call("POST", "/load_lora_adapter", body)
+    gone = {"lora_name": name}
+    assert Vllm().unload_adapter(name) == Call("POST", "/v1/unload_lora_adapter", gone)
+    assert Sglang().unload_adapter(name) == Call("POST", "/unload_lora_adapter", gone)
+
+
+def test_one_slot_is_spare_so_that_a_new_version_fits_beside_the_old():
+    assert deployment(adapters=TWO).slots == 3
+    assert deployment(adapters=TWO, serve={"live_adapters": False}).slots == 2
+    assert deployment(adapters=TWO, serve={"adapter_slots": 1}).slots == 1
+
+
+def test_a_base_with_room_for_adapters_leaves_them_the_plain_name():
+    room = deployment(serve={"adapter_slots": 2, "max_rank": 16})
+    assert (room.base_name, room.live, room.max_rank) == ("tickets-base", True, 16)
+    assert not deployment().live
+
+
 @pytest.mark.parametrize(
     ("rank", "allowed"), [(1, 1), (2, 8), (16, 16), (17, 32), (257, 320), (512, 512), (600, 600)]
 )
 def test_vllm_gets_the_smallest_rank_that_holds_the_adapters(rank, allowed):
     assert allowed_rank(rank) == allowed
+
+
+def test_sglang_is_told_to_unpack_bitsandbytes_and_nothing_else(tmp_path):
+    def argv(method):
+        folder = tmp_path / method
+        folder.mkdir()
+        config = {"quantization_config": {"quant_method": method}}
+        (folder / "config.json").write_text(json.dumps(config))
+        found = Deployment.read(folder, {}, ServeSection(), name="m", max_length=64, device="cuda")
+        assert found.quantization == method
+        return ENGINES["sglang"]().command(Path("/py"), found, 8123).argv
+
+    assert "--load-format" not in argv("gptq")
+    assert "--load-format" in argv("bitsandbytes")
 
 
 def test_a_variable_set_to_none_is_removed():
@@ -110,6 +212,20 @@ def test_rank_is_the_largest_that_the_adapter_names(tmp_path):
     assert read(tmp_path, {"a": path}).max_rank == 48
 
 
+def test_a_rank_that_does_not_hold_the_adapters_is_refused(tmp_path):
+    path = adapter(tmp_path / "a", '{"r": 32}')
+    assert read(tmp_path, {"a": path}, max_rank=64).max_rank == 64
+    with pytest.raises(EngineError, match="max_rank is 16, but adapter 'a' has rank 32") as caught:
+        read(tmp_path, {"a": path}, max_rank=16)
+    assert "max_rank: 32" in caught.value.hint
+
+
+def test_room_for_adapters_needs_their_rank(tmp_path):
+    with pytest.raises(EngineError, match="none to read the rank from") as caught:
+        read(tmp_path, adapter_slots=2)
+    assert "set serve.max_rank" in caught.value.hint
+
+
 def test_a_template_is_passed_only_when_the_folder_has_one(tmp_path):
     assert read(tmp_path).chat_template is None
     (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
@@ -117,10 +233,10 @@ def test_a_template_is_passed_only_when_the_folder_has_one(tmp_path):
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "example.org"])
-def test_an_open_address_is_refused(tmp_path, host):
-    with pytest.raises(EngineError, match="only loopback is served") as caught:
-        read(tmp_path, host=host)
-    assert "127.0.0.1" in caught.value.hint
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_engine_listens_on_loopback_wherever_the_front_listens(tmp_path, engine, host):
+    argv = ENGINES[engine]().command(Path("/py"), read(tmp_path, host=host), 8001).argv
+    assert argv[argv.index("--host") + 1] == "127.0.0.1"
 
 
 @pytest.mark.parametrize("text", ["{}", "not json", "[]", '{"r": "many"}'])

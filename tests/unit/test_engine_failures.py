@@ -1,7 +1,7 @@
 """Known failures of engines: the text of the log, and the advice that a user gets.
 
-REAL: printed by vLLM 0.32.0 on a CPU when it was provoked. SOURCE: worded after the engine's source or users' reports,
-with values of ours; never provoked. Patterns for SGLang and those for both engines are not all covered.
+REAL: printed by vLLM 0.32.0 on a CPU when it was provoked. SOURCE, SGLANG_SOURCE: worded after the engines' source or
+users' reports, with values of ours. Patterns for both engines are not all covered.
 """
 
 # ruff: noqa: E501 - log lines are as they are
@@ -35,9 +35,7 @@ SOURCE = {
     "ValueError: Adapter bias is not supported.": "trains biases",
     "ValueError: vLLM does not support init_lora_weights='pissa'. Inits such as": "initialised by 'pissa'",
     "ValueError: vLLM does not support layer_replication.": "does not load adapters with layer_replication",
-    "ValueError: Call to add_lora method failed: wrong shape": "an adapter was refused",
-    "The model's max seq len (4096) is larger than the maximum number of tokens that can be stored in KV cache (2048).":
-        "holds 2048 tokens, fewer than one sequence of 4096",
+    "vllm.exceptions.LoRAAdapterNotFoundError: Loading lora tickets failed: No adapter found for /x": "files are not there",
     "ValueError: Unknown quantization method: wobble. Must be": "quantization format",
     "No available memory for the cache blocks. Try increasing": "no memory is left for the KV cache",
     "RuntimeError: operator torchvision::nms does not exist": "torchvision for another torch",
@@ -61,24 +59,30 @@ def test_vllm_failures_are_explained(log, advice):
     assert advice in ENGINES["vllm"]().explain(noise + log + "\nTraceback follows\n")
 
 
-@pytest.mark.parametrize(
-    ("log", "advice"),
-    [
-        (
-            "ValueError: 'qwen3_asr' is already used by a Transformers config, pick another name.",
-            "too old for the transformers",
-        ),
-        (
-            "RuntimeError: Not enough memory. Please try to increase --mem-fraction-static.",
-            "the model does not fit",
-        ),
-        (
-            "RuntimeError: Could not find nvcc and default cuda_home='/usr/local/cuda' doesn't exist",
-            "set CUDA_HOME",
-        ),
-        ("torch.OutOfMemoryError: CUDA out of memory.", "the GPU's memory is used up"),
-    ],
-)
+SGLANG_SOURCE = {
+    "ValueError: 'qwen3_asr' is already used by a Transformers config, pick another name.": "too old for the transformers",
+    "RuntimeError: Not enough memory. Please try to increase --mem-fraction-static. Current value:": "the model does not fit",
+    "Exception: Capture cuda graph failed: CUDA out of memory. Tried to allocate 2.00 GiB": "CUDA graphs",
+    "ValueError: The memory capacity is unbalanced. Some GPUs may be occupied by other processes.": "some of the GPUs",
+    "RuntimeError: Could not find nvcc and default cuda_home='/usr/local/cuda' doesn't exist": "set CUDA_HOME",
+    "ValueError: LoRA adapter tickets@1a2b with rank 64 is incompatible with the current LoRA memory pool configuration.":
+        "adapter tickets@1a2b of rank 64 does not fit",
+    "RuntimeError: Failed to load LoRA adapter a: Failed to load a because LoRA serving currently doesn't support DoRA adapters":
+        "SGLang does not load DoRA",
+    "ValueError: Failed to load a because LoRA serving currently doesn't support adapters that add tokens to the vocabulary":
+        "added tokens",
+    "ValueError: Currently LoRA is only compatible with NGRAM speculative decoding.": "serve.speculative.method: ngram",
+    "ValueError: LoRA is only compatible with NGRAM, EAGLE, NEXTN, EAGLE3, DFLASH, or DSPARK speculative decoding, not":
+        "serve.speculative.method: ngram",
+    "ValueError: Warning: User-specified context_length (9000) is greater than the derived context_length (8192). This may":
+        "model.max_length is 9000, but the model was made for 8192",
+    "ValueError: Model architectures ['WobblyForCausalLM'] are not supported for now. Supported architectures:":
+        "does not know the architecture ['WobblyForCausalLM']",
+    "torch.OutOfMemoryError: CUDA out of memory.": "the GPU's memory is used up",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("log", "advice"), SGLANG_SOURCE.items())
 def test_sglang_failures_are_explained(log, advice):
     assert advice in ENGINES["sglang"]().explain(log)
 
@@ -90,6 +94,13 @@ def test_a_log_nobody_understands_is_not_explained():
 def test_every_failure_of_vllm_has_a_text():
     logs = [*REAL, *SOURCE]
     untested = [f.pattern for f in VLLM if not any(first_match(log, (f,)) for log in logs)]
+    assert untested == []
+
+
+def test_every_failure_of_sglang_has_a_text():
+    untested = [
+        f.pattern for f in SGLANG if not any(first_match(log, (f,)) for log in SGLANG_SOURCE)
+    ]
     assert untested == []
 
 

@@ -203,7 +203,7 @@ def test_a_reused_process_id_is_not_taken_for_the_server(tmp_path):
     records.remove(tmp_path, "m")
     records.write(tmp_path, record(os.getpid(), now - 1))
     assert records.living(tmp_path) == []
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("*.json")) == []
 
 
 def test_two_servers_cannot_have_one_name(tmp_path):

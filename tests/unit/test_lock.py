@@ -88,3 +88,9 @@ def test_a_broken_lock_file_is_named(tmp_path):
     (tmp_path / NAME).write_text("{")
     with pytest.raises(RecipeError, match=r"toolkit\.lock: is not a lock file"):
         Lock.beside(tmp_path / "r.yaml")
+
+
+def test_what_another_machine_computed_of_the_same_base_is_no_drift(locked, tmp_path):
+    files = BASE.manifest["files"] | {"reference.json": {"sha256": "r" * 64, "size": 1}}
+    there = Artifact(None, BASE.manifest | {"files": files})
+    Lock.beside(locked).compare_base(there, prepared(tmp_path), frozen=True)

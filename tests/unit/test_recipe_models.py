@@ -71,7 +71,7 @@ WRONG = {
     "evaluate of nothing": (DATA | {"evaluate": {"of": ["tuned"]}}, "evaluate.of names 'tuned', but this recipe has base"),
     "serve of nothing": ({"serve": {"models": ["awq"]}}, "serve.models names 'awq', but this recipe has base"),
     "port": ({"serve": {"port": 70000}}, "Input should be less than or equal to 65535"),
-    "engine": ({"serve": {"engine": "tgi"}}, "Input should be 'vllm' or 'sglang'"),
+    "engine": ({"serve": {"engine": "tgi"}}, "Input should be 'auto', 'vllm' or 'sglang'"),
     "unknown": ({"sreve": {}}, "Extra inputs are not permitted"),
 }  # fmt: skip
 
@@ -184,7 +184,7 @@ train_sections = st.fixed_dictionaries(
     },
 )
 serve_sections = st.fixed_dictionaries(
-    {"engine": st.sampled_from(["vllm", "sglang"])},
+    {"engine": st.sampled_from(["auto", "vllm", "sglang"])},
     optional={
         "port": st.integers(0, 65535),
         "questions": st.lists(text, max_size=2),
@@ -216,7 +216,7 @@ recipes = st.fixed_dictionaries(
 
 
 @given(recipes)
-@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 def test_a_recipe_survives_being_dumped_and_read_again(values):
     recipe = Recipe.model_validate(values)
     assert Recipe.model_validate(recipe.model_dump()) == recipe
@@ -226,20 +226,17 @@ def test_a_recipe_survives_being_dumped_and_read_again(values):
 
 @given(recipes)
 @settings(
-    max_examples=60,
+    max_examples=20,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
     deadline=None,
 )
 def test_a_recipe_survives_yaml(tmp_path_factory, values):
-    import yaml
-
     from toolkit.recipe.load import load
 
     recipe = Recipe.model_validate(values)
     path = tmp_path_factory.mktemp("recipe") / "r.yaml"
-    path.write_text(
-        yaml.safe_dump(recipe.model_dump(mode="json"), allow_unicode=True), encoding="utf-8"
-    )
+    # As JSON, which is YAML: PyYAML's dumper leaves "8e0" bare, which YAML 1.2 and this reader take for a number.
+    path.write_text(recipe.model_dump_json(), encoding="utf-8")
     assert load(path).recipe == recipe
 
 

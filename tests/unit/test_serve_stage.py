@@ -1,24 +1,18 @@
-"""The serve stage and ``serve_model`` against a real process that behaves like an engine."""
+"""The serve stage against a real process that behaves like an engine."""
 
 import io
 import json
-import os
-import signal
 import sys
-import threading
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from toolkit.cli import toolkit
-from toolkit.engines import ENGINES, guard, records
-from toolkit.engines.foreground import serve_model
-from toolkit.errors import EngineError, UsageError
+from tests.folders import adapter_folder, model_folder
+from toolkit.engines import ENGINES
+from toolkit.errors import EngineError, ProofError
 from toolkit.recipe.serve import ServeSection
 from toolkit.stages import Input, Interpreter, Kind, StageContext
 from toolkit.stages.serve import Serve, ServeConfig
-from toolkit.workspace import Workspace
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="the guard needs Linux"),
@@ -42,9 +36,9 @@ def folder(tmp_path: Path, name: str, **files: str) -> Path:
 
 
 def inputs(tmp_path, *, adapter=True, dataset=True):
-    made = {"model": Input(folder(tmp_path, "model", config__json="{}"), Kind.model, "0")}
+    made = {"model": Input(model_folder(tmp_path / "model"), Kind.model, "0")}
     if adapter:
-        path = folder(tmp_path, "adapter", adapter_config__json='{"r": 4}')
+        path = adapter_folder(tmp_path / "adapter", r=4)
         made["adapter"] = Input(path, Kind.adapter, "1")
     if dataset:
         rows = [
@@ -146,107 +140,25 @@ def test_without_a_question_nothing_is_started(tmp_path):
     assert not (tmp_path / "output" / "engine.log").exists()
 
 
-def start(tmp_path, *, detach, on_ready, **section):
-    return serve_model(
-        inputs(tmp_path),
-        ServeSection(**({"port": 0} | section)),
-        Interpreter(Path(sys.executable)),
-        name="m",
-        max_length=64,
-        device="cpu",
-        recipe_dir=tmp_path,
-        workspace=Workspace(tmp_path / "runs"),
-        detach=detach,
-        on_phase=lambda *_: None,
-        on_ready=on_ready,
-    )
+def test_the_run_keeps_a_certificate_of_what_was_proven(tmp_path):
+    result, output, events = run(tmp_path)
+    given = json.loads((output / "certificate.json").read_text())
+    assert given["id"] == result.facts["certificate"]
+    assert given["subject"]["fingerprints"] == {"model": "0", "adapter": "1"}
+    (replica,) = given["proofs"]
+    assert replica["adapters"][0]["name"] == "m"
+    assert replica["adapters"][0]["agreement"] == "not checked", "these folders bring no logprobs"
+    assert result.metrics["proof_effect"] > 0
+    assert result.metrics["proof_seconds"] > 0
+    assert "loading weights" in given["phases"]
+    notes = [e["text"] for e in events if e["event"] == "note"]
+    assert "effect of m" in notes
+    assert any(note.startswith("proven: certificate ") for note in notes)
 
 
-def command(tmp_path, which, *args):
-    return CliRunner().invoke(
-        toolkit, [which, *args, "--workspace", str(tmp_path / "runs")], standalone_mode=False
-    )
-
-
-def test_a_detached_server_is_listed_asked_and_stopped_by_other_commands(tmp_path):
-    record = start(tmp_path, detach=True, on_ready=lambda _: None)
-    try:
-        assert record.lives
-        listed = json.loads(command(tmp_path, "serve", "--status", "--json").output)
-        assert [(s["name"], s["url"], s["models"]) for s in listed] == [
-            ("m", record.url, {"m-base": "m-base", "m": "m"})
-        ]
-        said = command(tmp_path, "chat", "--json", "-m", "hello")
-        assert said.exception is None, said.exception
-        assert json.loads(said.output)["answer"] == "m: hello"
-        with pytest.raises(EngineError, match="a server named 'm' runs already"):
-            start(tmp_path, detach=True, on_ready=lambda _: None)
-    finally:
-        stopped = command(tmp_path, "serve", "--stop", "m")
-    assert "stopped m" in stopped.output
-    assert not record.lives
-    assert command(tmp_path, "serve", "--status").output.startswith("no server of")
-    assert list((tmp_path / "cache" / "guards").iterdir()) == []
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_foreground_server_ends_cleanly_on_ctrl_c_and_sigterm(tmp_path, number):
-    def soon(_):
-        threading.Timer(0.5, os.kill, (os.getpid(), number)).start()
-
-    record = start(tmp_path, detach=False, on_ready=soon)
-    assert not record.lives
-    assert records.living(tmp_path / "runs" / "servers") == []
-
-
-def test_a_foreground_server_can_be_stopped_from_elsewhere(tmp_path):
-    def soon(record):
-        threading.Timer(0.5, os.kill, (record.pid, signal.SIGTERM)).start()
-
-    assert not start(tmp_path, detach=False, on_ready=soon).lives
-
-
-def test_sigterm_before_it_is_healthy_breaks_off_the_start(tmp_path):
-    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    with pytest.raises(KeyboardInterrupt):
-        start(tmp_path, detach=False, on_ready=lambda _: None, extra_args=("hangs",))
-    assert list((tmp_path / "cache" / "guards").iterdir()) == []
-
-
-def test_a_foreground_server_whose_engine_dies_is_an_error(tmp_path):
-    def kill(record):
-        printed = Path(record.log).read_text().splitlines()
-        child = int(next(line.split()[1] for line in printed if line.startswith("child")))
-        os.kill(
-            int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[1]),
-            signal.SIGKILL,
-        )
-
-    with pytest.raises(EngineError, match="ended while it served with exit code 137"):
-        start(tmp_path, detach=False, on_ready=kill)
-
-
-@pytest.mark.parametrize(
-    ("args", "text"),
-    [
-        ((), "RECIPE is missing"),
-        (("--stop", "m", "--status"), "--stop and --status stand alone"),
-        (("--stop",), "no server of"),
-    ],
-)
-def test_a_wrong_command_is_said_to_be_wrong(tmp_path, args, text):
-    result = command(tmp_path, "serve", *args)
-    assert isinstance(result.exception, UsageError)
-    assert text in result.exception.message
-
-
-def test_json_without_a_message_is_refused(tmp_path):
-    result = command(tmp_path, "chat", "--json")
-    assert "--json needs --message" in result.exception.message
-
-
-def test_the_log_and_the_record_are_for_their_owner_alone(tmp_path):
-    record = start(tmp_path, detach=True, on_ready=lambda _: None)
-    records.stop(tmp_path / "runs" / "servers", record)
-    assert Path(record.log).parent.stat().st_mode & 0o077 == 0
-    assert guard.start_time(record.pid) is None
+def test_an_adapter_that_does_nothing_fails_the_step(tmp_path, monkeypatch):
+    monkeypatch.setattr("toolkit.proof.effect.NOISE_FLOOR", 100.0)
+    with pytest.raises(ProofError, match="m: the served adapter answers as its base does"):
+        run(tmp_path)
+    assert not (tmp_path / "output" / "answers.json").exists()
+    assert list((tmp_path / "cache" / "guards").iterdir()) == [], "the engine was stopped"

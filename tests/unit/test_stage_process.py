@@ -63,6 +63,7 @@ def test_a_stage_hands_back_metrics_facts_and_what_it_cost(root: Path) -> None:
     assert outcome.seconds > 0
     assert outcome.peak_memory_gib > 0
     assert {"event": "note", "text": "LlamaForCausalLM, 0 M parameters, BF16"} in events
+    assert any("this environment has no torch" in event.get("text", "") for event in events)
 
 
 def test_a_stage_fails_with_its_own_error_and_the_name_of_the_step(root: Path) -> None:

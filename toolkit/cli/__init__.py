@@ -33,6 +33,19 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Run a recipe as far as its evaluations, and check its gates.",
     ),
     "serve": ("toolkit.cli.serve:serve", "Serve a model of a recipe; stop a detached server."),
+    "keys": ("toolkit.cli.keys:keys", "Make, list, revoke and rotate API keys."),
+    "dashboards": (
+        "toolkit.cli.dashboards:dashboards",
+        "Copy the Grafana dashboard and the Prometheus alerts.",
+    ),
+    "adapters": (
+        "toolkit.cli.adapters:adapters",
+        "Change the adapters of a running server; put them into the registry.",
+    ),
+    "manifests": (
+        "toolkit.cli.manifests:manifests",
+        "Write manifests of a server for KServe, production-stack or Ray.",
+    ),
     "chat": ("toolkit.cli.chat:chat", "Talk to a served model."),
     "bench": ("toolkit.cli.bench:bench", "Measure an OpenAI endpoint under concurrent load."),
     "env": ("toolkit.cli.env:env", "List, build and use the locked environments."),

@@ -138,26 +138,40 @@ def _copy(name: str, path: Path) -> list[Path]:
 def validate(paths: tuple[Path, ...], overrides: tuple[str, ...], as_json: bool) -> None:
     """Check recipes (files, or folders searched for .yaml): every mistake at once, with its line.
 
-    Looks at the recipe alone: `plan` also looks at files, environments and what the engine can do.
+    Looks at no machine: a recipe is judged for the kind of machine that suits it best. `plan` also
+    looks at data files, environments and the GPU.
 
     \b
     Example:
       toolkit validate recipes/
     """
-    from toolkit.errors import Problem, RecipeError
+    from toolkit.errors import PreflightError, Problem, RecipeError
+    from toolkit.preflight import Outcome, Verdict, at_best
     from toolkit.recipe.load import load
 
     problems: list[Problem] = []
+    spoken: list[tuple[Path, Verdict]] = []
     files = [file for path in paths for file in _files(path)]
     for file in files:
         try:
-            load(file, overrides)
+            loaded = load(file, overrides)
         except RecipeError as error:
             problems += error.problems
+            continue
+        verdicts = at_best(loaded.recipe, loaded.directory)
+        spoken += [(file, v) for v in verdicts if v.outcome is not Outcome.ok]
     if as_json:
-        render.as_json([{"where": p.where, "path": p.path, "message": p.message} for p in problems])
+        broken = [{"where": p.where, "path": p.path, "message": p.message} for p in problems]
+        render.as_json(broken + [{"where": str(f), "path": "", **v.as_json()} for f, v in spoken])
+    else:
+        for file, verdict in spoken:
+            if verdict.outcome is Outcome.warn:
+                render.hint(f"warning: {file}: {verdict}")
     if problems:
         raise RecipeError(problems)
+    refused = [f"{f}: {v}" for f, v in spoken if v.outcome is Outcome.refuse]
+    if refused:
+        raise PreflightError("\n".join(refused), "mend the recipe; `toolkit plan` says more")
     if not as_json:
         render.say(f"{len(files)} {'recipe is' if len(files) == 1 else 'recipes are'} valid")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,24 +29,30 @@ def plan(
 ) -> None:
     """Show for every step whether it is done or will run, why, where, and in which environment.
 
-    Needs no GPU and starts nothing. A recipe that cannot work is refused here.
+    Needs no GPU and starts nothing. A recipe that cannot work is refused here, each thing with its
+    fix; with --json every verdict of preflight is shown, with where it was learned.
 
     \b
     Example:
       toolkit plan recipes/demo/tickets.yaml --set train.learning_rate=2e-4
     """
-    from toolkit.prepare import prepare
+    from toolkit.preflight import insist
+    from toolkit.prepare import examine
 
-    prepared = prepare(recipe, overrides, profile, workspace)
+    prepared = examine(recipe, overrides, profile, workspace)
     statuses = prepared.survey()
     if as_json:
         render.as_json(
             {
                 "recipe": str(recipe),
+                "engine": asdict(prepared.choice) if prepared.choice else None,
                 "warnings": prepared.warnings,
+                "preflight": [verdict.as_json() for verdict in prepared.verdicts],
                 "steps": [_described(s, prepared) for s in statuses],
             }
         )
+    insist(prepared.verdicts)
+    if as_json:
         return
     rows = [
         (
@@ -58,6 +65,8 @@ def plan(
         for s in statuses
     ]
     render.table(("step", "state", "why", "environment", "fingerprint"), rows)
+    if prepared.choice:
+        render.say(f"served by {prepared.choice.engine}: {prepared.choice.reason}")
     _warn(prepared)
     done = sum(s.done for s in statuses)
     render.say(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +17,14 @@ from toolkit.cli.options import (
     workspace_option,
 )
 
+WATCH_S = 15
+"""Seconds between two looks at aliases with ``--watch``."""
+
 if TYPE_CHECKING:
     from toolkit.artifact import Artifact
     from toolkit.engines.records import ServerRecord
     from toolkit.prepare import Prepared
+    from toolkit.serving.state import ServerStatus
     from toolkit.workspace import Workspace
 
 
@@ -34,7 +39,10 @@ if TYPE_CHECKING:
 @set_option
 @profile_option
 @workspace_option
-@click.option("--detach", is_flag=True, help="Return when it is healthy and leave it running.")
+@click.option("--detach", is_flag=True, help="Return when it is ready and leave it running.")
+@click.option(
+    "--watch", is_flag=True, help="Follow aliases of serve.adapters, as serve.watch_s does."
+)
 @click.option(
     "--only", is_flag=True, help="Refuse when the model is not made, instead of making it."
 )
@@ -45,25 +53,43 @@ if TYPE_CHECKING:
     metavar="[NAME]",
     help="Stop the server called NAME, or the only one.",
 )
-@click.option("--status", is_flag=True, help="List the servers of the workspace.")
+@click.option(
+    "--drain",
+    type=click.FloatRange(min=0),
+    metavar="S",
+    help="With --stop: seconds that open requests get. [default: serve.drain_s]",
+)
+@click.option("--status", is_flag=True, help="List the servers of the workspace and their parts.")
 @json_option
 def serve(recipe: Path | None, workspace: Path | None, as_json: bool, **options: Any) -> None:
-    """Serve one model of RECIPE on 127.0.0.1; what it needs is made first.
+    """Serve one model of RECIPE; what it needs is made first.
 
-    In the foreground until Ctrl-C or SIGTERM: running requests are finished (20 s at most), then
-    everything is stopped and the exit code is 0. Ctrl-C before it is healthy gives 130. Nothing
-    survives a killed toolkit, unless --detach asked for it.
+    /readyz says yes when the engine (or each of serve.replicas) is up and the proofs have shown
+    that it serves what was trained; a proof that fails ends with exit code 1 and the cause.
+
+    In the foreground until Ctrl-C or SIGTERM: /readyz says no at once, open requests finish
+    (serve.drain_s at most), everything is stopped and the exit code is 0. A second signal ends it
+    now. Ctrl-C before it is ready gives 130. Nothing survives a killed toolkit, unless --detach
+    asked for it; a part that dies or hangs is started again, five times in ten minutes.
 
     \b
     Examples:
       toolkit serve recipes/demo/tickets.yaml
       toolkit serve recipes/demo/tickets.yaml --model gptq --detach --set serve.port=0
-      toolkit serve --stop
+      toolkit serve recipes/demo/tickets.yaml --set serve.replicas=2
+      toolkit serve recipes/serve/by-alias.yaml --watch
+      toolkit serve --status
+      toolkit serve --stop --drain 60
     """
     from toolkit.errors import UsageError
     from toolkit.workspace import Workspace
 
     subject, stop, status = (options.pop(key) for key in ("subject", "stop", "status"))
+    drain = options.pop("drain")
+    if drain is not None and stop is None:
+        raise UsageError(
+            "--drain goes with --stop", "a server's own drain is --set serve.drain_s=S"
+        )
     if stop is not None or status:
         if recipe is not None or (stop is not None and status):
             raise UsageError("--stop and --status stand alone", "toolkit serve --stop NAME")
@@ -71,10 +97,12 @@ def serve(recipe: Path | None, workspace: Path | None, as_json: bool, **options:
         if status:
             _status(place, as_json)
         else:
-            _stop(place, stop or None, as_json)
+            _stop(place, stop or None, drain, as_json)
         return
     if recipe is None:
         raise UsageError("RECIPE is missing", "toolkit serve RECIPE, or: toolkit serve --status")
+    if options.pop("watch"):
+        options["overrides"] = (f"serve.watch_s={WATCH_S}", *options["overrides"])
     _start(recipe, subject, workspace, as_json, **options)
 
 
@@ -94,7 +122,7 @@ def _start(
     prepared = prepare(recipe, overrides, profile, workspace)
     chosen = _subject(prepared, subject)
     inputs = _make_inputs(prepared, chosen, only=only)
-    record = _serve(prepared, inputs, detach=detach, as_json=as_json)
+    record = _serve(prepared, chosen, inputs, detach=detach, as_json=as_json)
     if not detach:
         render.hint(f"stopped {record.name}")
 
@@ -108,13 +136,35 @@ def _subject(prepared: Prepared, subject: str | None) -> str:
         raise PreflightError(
             f"{prepared.loaded.path} has no serve section", "add `serve: {engine: vllm}` to it"
         )
-    chosen = subject or recipe.served[0]
+    chosen = subject or _preferred(prepared)
     if chosen not in recipe.served:
         raise UsageError(
             f"serve.models does not name {chosen!r}{close_match(chosen, recipe.served)}",
             f"it names {', '.join(recipe.served)}; change it with --set 'serve.models=[{chosen}]'",
         )
     return chosen
+
+
+def _preferred(prepared: Prepared) -> str:
+    """The first of `serve.models`, or where two ways to quantize are rivals, what `serve.prefer` says."""
+    from toolkit.proof.choice import choose
+
+    recipe = prepared.loaded.recipe
+    choice = choose(recipe, _measured(prepared))
+    if choice is None:
+        return recipe.served[0]
+    render.hint(f"serving {choice.subject}: {choice.why}")
+    return choice.subject
+
+
+def _measured(prepared: Prepared) -> dict[str, dict[str, float]]:
+    """Metrics of finished evaluations and proofs, by subject."""
+    found: dict[str, dict[str, float]] = {}
+    for status in prepared.survey():
+        if status.step.stage in ("evaluate", "serve") and status.artifact:
+            subject = str(status.step.config["subject"])
+            found.setdefault(subject, {}).update(status.artifact.metrics)
+    return found
 
 
 def _make_inputs(prepared: Prepared, subject: str, *, only: bool) -> dict[str, Artifact]:
@@ -138,38 +188,43 @@ def _make_inputs(prepared: Prepared, subject: str, *, only: bool) -> dict[str, A
 
 
 def _serve(
-    prepared: Prepared, inputs: dict[str, Artifact], *, detach: bool, as_json: bool
+    prepared: Prepared, subject: str, inputs: dict[str, Artifact], *, detach: bool, as_json: bool
 ) -> ServerRecord:
-    from toolkit.engines.foreground import serve_model
-    from toolkit.errors import NotInstalledError
+    from toolkit.engines.foreground import serve as serve_until_told
+    from toolkit.serving.resolve import server_spec
 
-    recipe, section = prepared.loaded.recipe, prepared.loaded.recipe.serve
-    assert section is not None  # noqa: S101 - _subject refused that
-    environment = prepared.environments[section.engine]
-    if not environment.is_ready:
-        raise NotInstalledError(
-            f"the environment of {section.engine} is not built",
-            f"toolkit env sync {section.engine}",
-        )
-    line = render.ProgressLine(f"serve {section.engine}")
+    spec = server_spec(prepared, subject, inputs, detached=detach)
+    line = render.ProgressLine(f"serve {spec.section.engine}")
 
     def ready(record: ServerRecord) -> None:
-        line.close("healthy")
+        line.close("ready")
         _show_ready(record, as_json)
 
-    return serve_model(
-        {role: artifact.as_input() for role, artifact in inputs.items()},
-        section,
-        environment.interpreter(),
-        name=section.name or recipe.name,
-        max_length=recipe.model.max_length,
-        device=prepared.device,
-        recipe_dir=prepared.loaded.path.parent,
-        workspace=prepared.workspace,
-        detach=detach,
-        on_phase=lambda phase, _seconds: line.update(phase),
-        on_ready=ready,
-    )
+    show = _shown(line)
+    return serve_until_told(spec, detach=detach, on_event=show, on_ready=ready)
+
+
+def _shown(line: render.ProgressLine) -> Callable[[Mapping[str, Any]], None]:
+    """Shows events: one moving line until it is ready, a line each for what happens later."""
+
+    def show(event: Mapping[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "parts":
+            waiting = [p for p in event["parts"] if p["state"] not in ("ready", "stopped")]
+            if waiting and not event["ready"]:
+                last = waiting[-1]
+                line.update(f"{last['name']} {last['state']} {last['detail'] or ''}".rstrip())
+        elif kind == "restart":
+            cause, *rest = event["cause"].splitlines()
+            render.hint(f"{event['part']} is started again in {event['delay_s']:g} s: {cause}")
+            for text in rest:
+                render.hint(text)
+        elif kind == "draining":
+            render.hint(f"open requests get {event['drain_s']:g} s; Ctrl-C again ends them now")
+        elif kind == "note":
+            render.hint(f"{event.get('part', 'note')}: {event['text']}")
+
+    return show
 
 
 def _show_ready(record: ServerRecord, as_json: bool) -> None:
@@ -189,11 +244,11 @@ def _show_ready(record: ServerRecord, as_json: bool) -> None:
     render.say(f"stop it:  {stop}")
 
 
-def _stop(workspace: Workspace, name: str | None, as_json: bool) -> None:
+def _stop(workspace: Workspace, name: str | None, drain_s: float | None, as_json: bool) -> None:
     from toolkit.engines import records
 
     record = records.pick(workspace.servers, name)
-    records.stop(workspace.servers, record)
+    records.stop(workspace.servers, record, drain_s)
     if as_json:
         render.as_json({"stopped": record.name})
     else:
@@ -203,11 +258,35 @@ def _stop(workspace: Workspace, name: str | None, as_json: bool) -> None:
 def _status(workspace: Workspace, as_json: bool) -> None:
     from toolkit.engines import records
 
-    found = records.living(workspace.servers)
+    found = [(record, _asked(record)) for record in records.living(workspace.servers)]
     if as_json:
-        render.as_json([asdict(record) for record in found])
+        render.as_json(
+            [asdict(record) | {"status": status and asdict(status)} for record, status in found]
+        )
     elif not found:
         render.say(f"no server of {workspace.root} runs")
     else:
-        rows = [(r.name, r.url, ", ".join(r.models.values()), r.engine, r.pid) for r in found]
-        render.table(("server", "url", "models", "engine", "pid"), rows)
+        rows = [_row(record, status) for record, status in found]
+        render.table(("server", "url", "ready", "models", "engine", "pid"), rows)
+        for record, status in found:
+            if status:
+                columns = ("part", "state", "pid", "restarts", "url", "detail")
+                parts = [tuple(asdict(part).values()) for part in status.parts]
+                render.table(columns, parts, title=record.name)
+
+
+def _asked(record: ServerRecord) -> ServerStatus | None:
+    from toolkit.errors import EngineError
+
+    try:
+        return record.status()
+    except EngineError:
+        return None
+
+
+def _row(record: ServerRecord, status: ServerStatus | None) -> tuple[Any, ...]:
+    if status is None:
+        return (record.name, record.url, "does not answer", "", record.engine, record.pid)
+    ready = "yes" if status.ready else f"no: {status.reason}"
+    models = ", ".join(status.models)
+    return (record.name, record.url, ready, models, record.engine, record.pid)

@@ -196,11 +196,19 @@ def prompt_ids(tokenizer: Any, row: Mapping[str, Any], system: str | None = None
 
 
 def question_ids(
-    tokenizer: Any, messages: Sequence[Message], tools: Sequence[Any] | None = None
+    tokenizer: Any,
+    messages: Sequence[Message],
+    tools: Sequence[Any] | None = None,
+    **kwargs: Any,
 ) -> list[int]:
-    """Token ids of messages that wait for an answer, as a server renders them."""
+    """Token ids of messages that wait for an answer, as a server renders them; ``kwargs`` go to the template."""
     ids: list[int] = tokenizer.apply_chat_template(
-        list(messages), tools=tools, add_generation_prompt=True, tokenize=True, return_dict=False
+        list(messages),
+        tools=tools,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=False,
+        **kwargs,
     )
     return ids
 

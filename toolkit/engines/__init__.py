@@ -10,14 +10,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from toolkit.errors import EngineError
 from toolkit.recipe.serve import ServeSection
 from toolkit.registry import Registry
 
 LOOPBACK = "127.0.0.1"
-"""The only address an engine listens on; a wider one is the business of a front that knows its clients."""
+"""The only address an engine listens on; ``serve.host`` is the front's, which knows its clients."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,48 @@ class Command:
 
 
 @dataclass(frozen=True)
+class Call:
+    """A request to a running engine on loopback.
+
+    Attributes:
+        method: ``POST`` or ``GET``.
+        path: Absolute path of the URL.
+        body: What is sent as JSON.
+    """
+
+    method: str
+    path: str
+    body: Mapping[str, Any] = field(default_factory=dict)
+
+
+def versioned(name: str, digest: str) -> str:
+    """The name that an adapter has inside an engine: ``tickets@1a2b3c4d5e6f7081``.
+
+    A public name never holds an ``@``, so two versions of one adapter can be loaded side by side.
+
+    Args:
+        name: What clients ask for.
+        digest: sha256 of the adapter's folder, hex; 16 digits are kept.
+    """
+    return f"{name}@{digest[:VERSION_SHOWN]}"
+
+
+VERSION_SHOWN = 16
+"""Hex digits of an adapter's digest in its name inside an engine."""
+
+
+@dataclass(frozen=True)
 class Adapter:
-    """A PEFT adapter folder and the model name that clients ask for."""
+    """A PEFT adapter folder and its name inside the engine, which may be versioned (:func:`versioned`)."""
 
     name: str
     path: Path
     rank: int
+
+    @property
+    def public_name(self) -> str:
+        """What clients ask for: the name without its version."""
+        return self.name.partition("@")[0]
 
     @classmethod
     def read(cls, name: str, path: Path) -> Adapter:
@@ -76,8 +112,14 @@ class Deployment:
     serve: ServeSection
     adapters: tuple[Adapter, ...] = ()
     chat_template: Path | None = None
+    draft: Path | None = None
+    """Folder of the model that guesses for speculative decoding."""
+    quantization: str | None = None
+    """Method that the checkpoint itself names, such as ``gptq`` or ``bitsandbytes``."""
     trust_remote_code: bool = False
     """Whether the engine may run Python code that lies in the model's folder."""
+    served_as: str | None = None
+    """Name of the base where it must not depend on whether adapters are loaded now."""
 
     @classmethod
     def read(
@@ -89,37 +131,57 @@ class Deployment:
         name: str,
         max_length: int,
         device: str,
+        draft: Path | None = None,
         trust_remote_code: bool = False,
     ) -> Deployment:
         """Look at the folders once: ranks of the adapters, the template of the model.
 
         Raises:
-            EngineError: A folder is not what it should be, or ``serve.host`` is not loopback.
+            EngineError: A folder is not what it should be, or ``serve.max_rank`` is less than an adapter's.
         """
-        refuse_open_host(serve.host)
+        _refuse_no_draft(serve, draft)
         if not (model / "config.json").is_file():
             raise EngineError(f"{model} is not a model folder: no config.json there")
         template = model / "chat_template.jinja"
+        found = tuple(Adapter.read(key, path) for key, path in adapters.items())
+        _refuse_rank(serve, found)
         return cls(
             model=model,
             name=name,
             max_length=max_length,
             device=device,
             serve=serve,
-            adapters=tuple(Adapter.read(key, path) for key, path in adapters.items()),
+            adapters=found,
             chat_template=template if template.is_file() else None,
+            draft=draft,
+            quantization=quantization_of(model),
             trust_remote_code=trust_remote_code,
         )
 
     @property
+    def lora(self) -> bool:
+        """Whether the engine is started with room for adapters: it has some, or ``serve.adapter_slots`` asks for it."""
+        return bool(self.adapters) or self.serve.adapter_slots is not None
+
+    @property
     def base_name(self) -> str:
-        """What clients call the base: the plain name belongs to the adapter when there is one."""
-        return f"{self.name}-base" if self.adapters else self.name
+        """What clients call the base: the plain name belongs to the adapter where there can be one."""
+        return self.served_as or (f"{self.name}-base" if self.lora else self.name)
+
+    @property
+    def live(self) -> bool:
+        """Whether adapters may come and go while the engine runs."""
+        return self.lora and self.serve.live_adapters
+
+    @property
+    def slots(self) -> int:
+        """Adapters that one batch may mix: all, and one to spare so that a new version fits beside the old."""
+        return self.serve.adapter_slots or len(self.adapters) + self.serve.live_adapters
 
     @property
     def max_rank(self) -> int:
-        """Largest rank of the adapters; 0 without any."""
-        return max((adapter.rank for adapter in self.adapters), default=0)
+        """Largest rank that the engine makes room for; 0 without adapters."""
+        return self.serve.max_rank or max((adapter.rank for adapter in self.adapters), default=0)
 
     @property
     def eager(self) -> bool:
@@ -139,7 +201,22 @@ class Engine(Protocol):
         ...
 
     def model_id(self, deployment: Deployment, adapter: str | None) -> str:
-        """What a request writes as ``model`` to get ``adapter``, or the base."""
+        """What a request writes as ``model`` to get ``adapter`` (its name inside the engine), or the base."""
+        ...
+
+    def load_adapter(self, name: str, path: Path) -> Call:
+        """The request that loads an adapter under a name; 200 when it is there.
+
+        The folder stays where it is until the adapter is unloaded: engines read it again after they put it aside.
+        """
+        ...
+
+    def unload_adapter(self, name: str) -> Call:
+        """The request that forgets an adapter; send it when no request asks for it any more."""
+        ...
+
+    def caches(self, folder: Path) -> Mapping[str, str]:
+        """Environment variables that keep what is compiled in ``folder``; a user's own go before them."""
         ...
 
     def explain(self, log: str) -> str | None:
@@ -147,17 +224,45 @@ class Engine(Protocol):
         ...
 
 
-def refuse_open_host(host: str) -> None:
-    """Refuse every address but loopback.
+def quantization_of(model: Path) -> str | None:
+    """``quant_method`` of the checkpoint; a config of another kind is for the engine to refuse."""
+    try:
+        config = json.loads((model / "config.json").read_text())
+    except ValueError:
+        return None
+    found = config.get("quantization_config") if isinstance(config, dict) else None
+    return found.get("quant_method") if isinstance(found, dict) else None
 
-    Raises:
-        EngineError: ``host`` could be reached from other machines.
-    """
-    if host not in (LOOPBACK, "localhost", "::1"):
+
+def draft_folder(serve: ServeSection, recipe_dir: Path) -> Path | None:
+    """Where ``serve.speculative.model`` lies, absolute; relative paths start at the recipe."""
+    if serve.speculative is None or serve.speculative.model is None:
+        return None
+    return (recipe_dir / Path(serve.speculative.model).expanduser()).resolve()
+
+
+def _refuse_no_draft(serve: ServeSection, draft: Path | None) -> None:
+    wanted = serve.speculative.model if serve.speculative else None
+    if wanted is not None and (draft is None or not (draft / "config.json").is_file()):
         raise EngineError(
-            f"serve.host is {host!r}, but engines have no authentication worth the name: only loopback is served",
-            f"set serve.host to {LOOPBACK} and reach it through an SSH tunnel (ssh -L 8000:127.0.0.1:8000 HOST)",
+            f"serve.speculative.model names {wanted!r}, but {draft} is not a model folder: no config.json there",
+            "give the folder of a draft model or head; relative paths start at the recipe",
         )
+
+
+def _refuse_rank(serve: ServeSection, adapters: tuple[Adapter, ...]) -> None:
+    """Room for adapters has a rank; the recipe's must hold every adapter that is there."""
+    if serve.adapter_slots and not adapters and not serve.max_rank:
+        raise EngineError(
+            "serve.adapter_slots asks for room for adapters, but there is none to read the rank from",
+            "set serve.max_rank to the largest rank that will come",
+        )
+    for adapter in adapters:
+        if serve.max_rank and adapter.rank > serve.max_rank:
+            raise EngineError(
+                f"serve.max_rank is {serve.max_rank}, but adapter {adapter.name!r} has rank {adapter.rank}",
+                f"set serve.max_rank: {adapter.rank}, or leave it out",
+            )
 
 
 ENGINES = Registry(

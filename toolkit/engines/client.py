@@ -12,9 +12,23 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from toolkit.engines import Call
 from toolkit.errors import EngineError, UsageError
 
 Message = Mapping[str, Any]
+
+
+class RefusedError(EngineError):
+    """The endpoint answered, but not with 200.
+
+    Attributes:
+        status: HTTP status.
+        reason: What the endpoint said.
+    """
+
+    def __init__(self, url: str, status: int, reason: str) -> None:
+        super().__init__(f"{url} answered {status}: {reason}")
+        self.status, self.reason = status, reason
 
 
 @dataclass(frozen=True)
@@ -102,6 +116,17 @@ class Client:
             seconds=time.monotonic() - start,
         )
 
+    def complete(self, model: str, prompt: str, **options: Any) -> str:
+        """A raw continuation, without a template.
+
+        Raises:
+            EngineError: The endpoint refuses, or does not answer in time.
+        """
+        answer = json.loads(
+            self._send("/v1/completions", {"model": model, "prompt": prompt, **options})
+        )
+        return str(answer["choices"][0]["text"])
+
     def stream(self, model: str, messages: Sequence[Message], **options: Any) -> Iterator[Delta]:
         """The answer as it comes.
 
@@ -118,10 +143,42 @@ class Client:
                 f"{self.root} broke off in the middle of an answer: {error!r}"
             ) from None
 
+    def call(self, call: Call) -> bytes:
+        """Send a request of an engine's own, and return what it answers.
+
+        Raises:
+            EngineError: It refuses or does not answer.
+        """
+        return self._send(call.path, call.body if call.method == "POST" else None)
+
+    def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        """The JSON that any route answers.
+
+        Raises:
+            RefusedError: It answers with another status than 200.
+            EngineError: It does not answer, or not with JSON.
+        """
+        answer = self._send(path, body)
+        try:
+            return json.loads(answer)
+        except ValueError:
+            raise EngineError(
+                f"{self.root}{path} answered what is not JSON: {answer[:80]!r}"
+            ) from None
+
+    def get(self, path: str) -> Any:
+        """The JSON behind a route; the same errors as :meth:`post`."""
+        return json.loads(self._send(path))
+
     def _send(self, path: str, body: Mapping[str, Any] | None = None) -> bytes:
-        with self._open(path, body) as answer:
-            content: bytes = answer.read()
-            return content
+        try:
+            with self._open(path, body) as answer:
+                content: bytes = answer.read()
+                return content
+        except (OSError, http.client.HTTPException) as error:
+            raise EngineError(
+                f"{self.root} broke off in the middle of an answer: {error!r}"
+            ) from None
 
     def _open(self, path: str, body: Mapping[str, Any] | None) -> http.client.HTTPResponse:
         headers = {"Content-Type": "application/json"}
@@ -132,9 +189,7 @@ class Client:
         try:
             answer: http.client.HTTPResponse = self._opener.open(request, timeout=self.timeout_s)
         except urllib.error.HTTPError as error:
-            raise EngineError(
-                f"{self.root}{path} answered {error.code}: {_reason(error)}"
-            ) from None
+            raise RefusedError(f"{self.root}{path}", error.code, _reason(error)) from None
         except (OSError, http.client.HTTPException) as error:
             raise EngineError(
                 f"{self.root} does not answer: {getattr(error, 'reason', error)}",

@@ -1,7 +1,8 @@
 """Known ways in which engines fail to start: what the log says -> what it means and what to do.
 
-``tests/unit/test_engine_failures.py`` holds a text for each of vLLM's, and says which were provoked; the others are
-from sources and users' reports, and wait for their log.
+``tests/unit/test_engine_failures.py`` holds a text for each, and says which were provoked. ``said`` are pieces of the
+engine's source that print it; ``tests/integration/test_engine_parsers.py`` looks for them in the engine that is
+installed, so that a pattern which no version prints any more is noticed.
 """
 
 from __future__ import annotations
@@ -13,10 +14,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Failure:
-    """A pattern and its advice; ``{0}``, ``{1}`` in the advice are the pattern's groups."""
+    """A pattern and its advice; ``{0}``, ``{1}`` in the advice are the pattern's groups.
+
+    ``said``: pieces of the engine's source, of which each known version has one; none where another program says it.
+    """
 
     pattern: str
     advice: str
+    said: tuple[str, ...] = ()
 
 
 VLLM = (
@@ -24,6 +29,7 @@ VLLM = (
         r"LoRA rank (\d+) is greater than max_lora_rank (\d+)",
         "an adapter has rank {0}, but the engine was started for {1} at most: "
         "serve the merged model, or train with a rank of at most 512",
+        said=("is greater than max_lora_rank",),
     ),
     Failure(
         r"argument --max-lora-rank: invalid choice: '?(\d+)'?",
@@ -32,14 +38,17 @@ VLLM = (
     Failure(
         r"vLLM does not yet support DoRA",
         "vLLM does not load DoRA adapters: serve the merged model (serve.models: [merged]), or train without DoRA",
+        said=("vLLM does not yet support DoRA",),
     ),
     Failure(
         r"vLLM only supports modules_to_save being (?:either )?None",
         "the adapter holds whole modules (modules_to_save), which vLLM does not load: serve the merged model",
+        said=("vLLM only supports modules_to_save being",),
     ),
     Failure(
         r"Adapter bias (?:cannot be used|is not supported)|vLLM does not support LoRA bias",
         "the adapter trains biases, which vLLM does not load: serve the merged model",
+        said=("Adapter bias is not supported",),
     ),
     Failure(
         r"vLLM does not support init_lora_weights=('\w+')",
@@ -50,38 +59,37 @@ VLLM = (
         "vLLM does not load adapters with {0}: serve the merged model",
     ),
     Failure(
-        r"(?:ValueError|RuntimeError): Call to add_lora method failed|Failed to load LoRA adapter|"
-        r"LoRAAdapterNotFoundError|Loading lora [^\n]* failed",
-        "an adapter was refused: check it with `toolkit plan`, or serve the merged model (serve.models: [merged])",
-    ),
-    Failure(
-        r"The model's max seq len \((\d+)\) is larger than the maximum number of tokens that can be stored in KV "
-        r"cache \((\d+)\)",
-        "the KV cache holds {1} tokens, fewer than one sequence of {0}: raise serve.kv_cache_gib (CPU) or "
-        "serve.memory_fraction (GPU), or lower model.max_length",
+        r"LoRAAdapterNotFoundError",
+        "an adapter's files are not there or cannot be read: give the folder that PEFT or the export stage wrote",
+        said=("class LoRAAdapterNotFoundError",),
     ),
     Failure(
         r"To serve at least one request with the models?'s max seq len \((\d+)\), \(?([\d.]+ GiB) KV cache is needed, "
         r"which is larger than the available KV cache memory \(([\d.]+ GiB)\)",
         "one sequence of {0} tokens needs a KV cache of {1}, and there are {2}: raise serve.kv_cache_gib (CPU) or "
         "serve.memory_fraction (GPU), or lower model.max_length",
+        said=("To serve at least one request with the model",),
     ),
     Failure(
         r"No available memory for the cache blocks",
         "no memory is left for the KV cache: raise serve.memory_fraction, lower model.max_length, "
         "or quantize the model",
+        said=("No available memory for the cache blocks",),
     ),
     Failure(
         r"User-specified max_model_len \((\d+)\) is greater than the derived max_model_len \([^\n]*?=(\d+)",
         "model.max_length is {0}, but the model was made for {1}: lower model.max_length",
+        said=("User-specified max_model_len (",),
     ),
     Failure(
-        r"Free memory on device [^\n]*?\(([\d.]+)/([\d.]+) GiB\) on startup is less than desired GPU memory",
+        r"Free memory on device [^\n]*?\(([\d.]+)/([\d.]+) GiB\) on startup is less than",
         "only {0} of {1} GiB of the GPU are free: end what else uses it (nvidia-smi), or lower serve.memory_fraction",
+        said=("Free memory on device ",),
     ),
     Failure(
         r"Model architectures \[([^\]]+)\] (?:are not supported|failed to be inspected)",
         "this engine does not know the architecture {0}: try another engine (serve.engine: sglang) or version",
+        said=("are not supported for now",),
     ),
     Failure(
         r"No module named 'vllm_bnb|[Uu]nknown quantization method: '?bitsandbytes|"
@@ -91,6 +99,7 @@ VLLM = (
     Failure(
         r"[Uu]nknown quantization method: '?([\w-]+)|quantization method ([\w-]+) is not supported",
         "this engine does not load the model's quantization format: quantize with gptq or awq",
+        said=("Unknown quantization method: ",),
     ),
     Failure(
         r"No package metadata was found for vllm",
@@ -106,14 +115,51 @@ SGLANG = (
     Failure(
         r"Not enough memory\. Please try to increase --mem-fraction-static",
         "the model does not fit: raise serve.memory_fraction, quantize it, or use more GPUs (serve.tensor_parallel)",
+        said=("Not enough memory. Please try to increase --mem-fraction-static",),
+    ),
+    Failure(
+        r"Capture cuda graph failed: [^\n]*(?:out of memory|OutOfMemory)",
+        "no memory is left for CUDA graphs: lower serve.memory_fraction or serve.max_concurrent, or set serve.eager",
+        said=("Capture cuda graph failed: ",),
+    ),
+    Failure(
+        r"The memory capacity is unbalanced",
+        "other programs use some of the GPUs: end them (nvidia-smi), or choose GPUs with CUDA_VISIBLE_DEVICES",
+        said=("The memory capacity is unbalanced",),
     ),
     Failure(
         r"nvcc[^\n]*not found|CUDA_HOME[^\n]*not set|Could not find nvcc",
         "SGLang compiles kernels at its first start and found no nvcc: set CUDA_HOME in the profile",
     ),
     Failure(
-        r"LoRA adapter \S+ has rank (\d+)[^\n]*max(?:imum)?[_ ]lora[_ ]rank",
-        "an adapter has rank {0}, more than the engine was started for",
+        r"LoRA adapter (\S+) with rank (\d+) is incompatible with the current LoRA memory pool",
+        "adapter {0} of rank {1} does not fit what the engine was started for: leave out serve.max_rank, or raise it",
+        said=("is incompatible with the current ",),
+    ),
+    Failure(
+        r"LoRA serving currently doesn't support DoRA",
+        "SGLang does not load DoRA adapters: serve the merged model (serve.models: [merged]), or train without DoRA",
+        said=("currently doesn't support DoRA adapters",),
+    ),
+    Failure(
+        r"LoRA serving currently doesn't support adapters that add tokens",
+        "SGLang does not load adapters with added tokens: serve the merged model (serve.models: [merged])",
+        said=("currently doesn't support adapters that add tokens",),
+    ),
+    Failure(
+        r"(?:only compatible with NGRAM|LoRA with EAGLE)[^\n]*speculative decoding",
+        "SGLang does not speculate in this way under adapters: set serve.speculative.method: ngram",
+        said=("only compatible with NGRAM",),
+    ),
+    Failure(
+        r"User-specified context_length \((\d+)\) is greater than the derived context_length \((\d+)\)",
+        "model.max_length is {0}, but the model was made for {1}: lower model.max_length",
+        said=("is greater than the derived context_length (",),
+    ),
+    Failure(
+        r"Model architectures (.+?) are not supported for now",
+        "SGLang does not know the architecture {0}: set serve.engine: vllm",
+        said=("are not supported for now",),
     ),
 )
 
@@ -156,8 +202,8 @@ COMMON = (
     Failure(
         r"contains custom code which must be executed|set the option `trust_remote_code=True`|"
         r"Please pass the argument `trust_remote_code=True`",
-        "the model brings its own code, which is never run unasked: if you trust it, pin its revision and add "
-        "--trust-remote-code to serve.extra_args",
+        "the model brings its own code, which is never run unasked: if you trust it, pin model.revision and set "
+        "model.trust_remote_code: true",
     ),
     Failure(
         r"safetensors_rust\.SafetensorError: ([^\n]+)|Error while deserializing header: ([^\n]+)",

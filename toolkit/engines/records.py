@@ -14,12 +14,18 @@ from pathlib import Path
 from toolkit.engines import guard, orphans
 from toolkit.errors import EngineError, UsageError
 from toolkit.registry import close_match
+from toolkit.serving.control import forget_sockets, request
+from toolkit.serving.state import ServerSpec, ServerStatus
 from toolkit.workspace import private_folder
+
+ANSWER_S = 3.0
+END_S = 40.0
+"""What a supervisor gets beyond the drain, before it is killed."""
 
 
 @dataclass(frozen=True)
 class ServerRecord:
-    """A running server; ``pid`` and ``started`` together name its guard, so a reused id is not mistaken for it."""
+    """A running server; ``pid`` and ``started`` together name its supervisor, so a reused id is not mistaken for it."""
 
     name: str
     url: str
@@ -30,11 +36,40 @@ class ServerRecord:
     started: int
     log: str
     detached: bool
+    control: str = ""
+    """The supervisor's Unix socket."""
 
     @property
     def lives(self) -> bool:
-        """Whether the guard still runs."""
+        """Whether the supervisor still runs."""
         return guard.start_time(self.pid) == self.started
+
+    def status(self) -> ServerStatus:
+        """What the supervisor says now.
+
+        Raises:
+            EngineError: It does not answer.
+        """
+        return ServerStatus.from_json(
+            request(Path(self.control), "GET", "/status", timeout_s=ANSWER_S)
+        )
+
+
+def of(spec: ServerSpec, url: str, control: str, pid: int) -> ServerRecord:
+    """The record of a server whose supervisor is ``pid``."""
+    names = [spec.base_name, *dict.fromkeys(adapter.name for adapter in spec.adapters)]
+    return ServerRecord(
+        name=spec.name,
+        url=url,
+        models={name: name for name in names},
+        engine=spec.section.engine,
+        model=spec.model,
+        pid=pid,
+        started=guard.start_time(pid) or 0,
+        log=str(spec.place / "engine-0.log"),
+        detached=spec.detached,
+        control=control,
+    )
 
 
 def write(folder: Path, record: ServerRecord) -> None:
@@ -78,8 +113,16 @@ def living(folder: Path) -> list[ServerRecord]:
             if record.lives:
                 found.append(record)
             else:
-                file.unlink(missing_ok=True)
+                _forget(file, record)
     return found
+
+
+def _forget(file: Path, record: ServerRecord) -> None:
+    """A supervisor that was killed could not clean up."""
+    file.unlink(missing_ok=True)
+    if record.control:
+        forget_sockets(Path(record.control))
+    orphans.reap()
 
 
 def pick(folder: Path, name: str | None) -> ServerRecord:
@@ -101,11 +144,16 @@ def pick(folder: Path, name: str | None) -> ServerRecord:
     return running[name or next(iter(running))]
 
 
-def stop(folder: Path, record: ServerRecord, timeout_s: float = 40.0) -> None:
-    """End a server: running requests are finished first, nothing of it is left."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(record.pid, signal.SIGTERM)
-    deadline = time.monotonic() + timeout_s
+def stop(folder: Path, record: ServerRecord, drain_s: float | None = None) -> None:
+    """End a server: running requests are finished first, nothing of it is left.
+
+    Args:
+        folder: The workspace's servers.
+        record: The server.
+        drain_s: What running requests get; the recipe's ``serve.drain_s`` unless given.
+    """
+    limit = _ask_to_stop(record, drain_s)
+    deadline = time.monotonic() + limit + END_S
     while record.lives and time.monotonic() < deadline:
         time.sleep(0.1)
     if record.lives:
@@ -114,3 +162,15 @@ def stop(folder: Path, record: ServerRecord, timeout_s: float = 40.0) -> None:
             time.sleep(0.05)
     orphans.reap()
     remove(folder, record.name)
+
+
+def _ask_to_stop(record: ServerRecord, drain_s: float | None) -> float:
+    """Over the control socket, by a signal where that does not answer; seconds that it will drain."""
+    body = {} if drain_s is None else {"drain_s": drain_s}
+    try:
+        told = request(Path(record.control), "POST", "/stop", body, timeout_s=ANSWER_S)
+    except EngineError:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(record.pid, signal.SIGTERM)
+        return drain_s or 0.0
+    return float(told["drain_s"])

@@ -7,17 +7,30 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from toolkit.engines import ENGINES, LOOPBACK, Command, Deployment, Engine, guard, orphans, ports
+from toolkit.engines import (
+    ENGINES,
+    LOOPBACK,
+    Command,
+    Deployment,
+    Engine,
+    compiled,
+    guard,
+    orphans,
+    ports,
+)
 from toolkit.engines.client import Client
 from toolkit.engines.failures import last_lines
 from toolkit.engines.phases import PhaseReader
 from toolkit.errors import EngineError, NotInstalledError
 from toolkit.recipe.serve import ServeSection
 from toolkit.stages import Interpreter
+
+Process = subprocess.Popen[bytes]
+"""A guard and what it starts."""
 
 OnPhase = Callable[[str, float], None]
 """Called twice a second while an engine starts, with the phase and the seconds since the start."""
@@ -105,6 +118,7 @@ def running(
     device: str,
     log: Path,
     on_phase: OnPhase | None = None,
+    draft: Path | None = None,
     trust_remote_code: bool = False,
 ) -> Iterator[Server]:
     """A healthy server for as long as the block runs; nothing of it is left afterwards, however the block ends.
@@ -120,6 +134,7 @@ def running(
         device: ``cpu`` or ``cuda``.
         log: File for everything the engine prints; its folder exists.
         on_phase: Told what start-up is doing.
+        draft: Folder of ``serve.speculative.model``; see :func:`toolkit.engines.draft_folder`.
         trust_remote_code: Let the engine run Python code that lies in ``model``.
 
     Raises:
@@ -132,6 +147,7 @@ def running(
         name=name,
         max_length=max_length,
         device=device,
+        draft=draft,
         trust_remote_code=trust_remote_code,
     )
     with started(engine, interpreter, deployment, log, on_phase) as server:
@@ -190,14 +206,19 @@ def _spawn(
         raise NotInstalledError(
             f"{engine.name} has no interpreter at {command.argv[0]}", "toolkit env sync"
         )
+    return guarded(command.argv, _environ(engine, interpreter, deployment, command), log)
+
+
+def guarded(argv: Sequence[str], environ: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a program under a guard; end it with :func:`stop`, or by ending this process."""
     options = ["--grace", str(GRACE_S), "--records", str(orphans.records_folder())]
     with log.open("wb") as output:
         return subprocess.Popen(
-            [sys.executable, "-I", "-S", guard.__file__, *options, "--", *command.argv],
+            [sys.executable, "-I", "-S", guard.__file__, *options, "--", *argv],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=_environ(engine, interpreter, deployment, command),
+            env=environ,
             start_new_session=True,
         )
 
@@ -205,10 +226,14 @@ def _spawn(
 def _environ(
     engine: Engine, interpreter: Interpreter, deployment: Deployment, command: Command
 ) -> dict[str, str]:
-    """The engine's environment; vLLM on a CPU also finds our plugin, which acts only where a kernel is missing."""
+    """The engine's environment, compile caches included where the user set none.
+
+    vLLM on a CPU also finds our plugin, which acts only where a kernel is missing.
+    """
     if (engine.name, deployment.device) == ("vllm", "cpu"):
         interpreter = replace(interpreter, pythonpath=(*interpreter.pythonpath, VLLM_CPU_PLUGIN))
-    return command.environ(interpreter.environ())
+    caches = engine.caches(compiled.folder(interpreter))
+    return command.environ({**caches, **interpreter.environ()})
 
 
 def _server(

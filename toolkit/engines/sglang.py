@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from toolkit.engines import LOOPBACK, Command, Deployment
+from toolkit.engines import LOOPBACK, Call, Command, Deployment
+from toolkit.engines.compiled import variables
 from toolkit.engines.failures import COMMON, SGLANG, first_match
+from toolkit.engines.options import arguments
 
 DTYPES = {"auto": "auto", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
@@ -28,7 +30,7 @@ class Sglang:
     )
 
     def command(self, python: Path, deployment: Deployment, port: int) -> Command:
-        """The argument list; as with vLLM a quantized checkpoint names its own method."""
+        """The argument list; a quantized checkpoint names its own method, but bitsandbytes needs its own loader."""
         serve = deployment.serve
         argv = [
             *(str(python), "-m", "sglang.launch_server"),
@@ -43,8 +45,9 @@ class Sglang:
             argv += ["--chat-template", str(deployment.chat_template)]
         if deployment.trust_remote_code:
             argv += ["--trust-remote-code"]
-        if serve.tensor_parallel > 1:
-            argv += ["--tp-size", str(serve.tensor_parallel)]
+        if deployment.quantization == "bitsandbytes":
+            argv += ["--load-format", "bitsandbytes"]
+        argv += arguments(self.name, serve, deployment.draft)
         argv += _device(deployment)
         argv += _adapters(deployment)
         return Command((*argv, *serve.extra_args), _variables(deployment))
@@ -53,6 +56,23 @@ class Sglang:
         """An adapter is asked for as ``base:adapter``."""
         return f"{deployment.base_name}:{adapter}" if adapter else deployment.base_name
 
+    def load_adapter(self, name: str, path: Path) -> Call:
+        """Answers 400 with ``error_message`` when it refuses, and with data parallelism always."""
+        return Call("POST", "/load_lora_adapter", {"lora_name": name, "lora_path": str(path)})
+
+    def unload_adapter(self, name: str) -> Call:
+        """Answers only when the last open request of the adapter is done, and 400 for a name it does not know."""
+        return Call("POST", "/unload_lora_adapter", {"lora_name": name})
+
+    def caches(self, folder: Path) -> dict[str, str]:
+        """0.5.23 derives most from its own folder, 0.5.17 only a few."""
+        own = {
+            "SGLANG_CACHE_DIR": str(folder / "sglang"),
+            "SGLANG_DG_CACHE_DIR": str(folder / "deep_gemm"),
+            "SGLANG_JIT_CACHE_DIR": str(folder / "sglang" / "jit"),
+        }
+        return variables(folder) | own
+
     def explain(self, log: str) -> str | None:
         """Known causes, SGLang's own first."""
         return first_match(log, (*SGLANG, *COMMON))
@@ -60,7 +80,7 @@ class Sglang:
 
 def _device(deployment: Deployment) -> list[str]:
     if deployment.device == "cpu":
-        lora = ["--lora-backend", "torch_native"] if deployment.adapters else []
+        lora = ["--lora-backend", "torch_native"] if deployment.lora else []
         return [
             *(
                 "--device",
@@ -76,21 +96,22 @@ def _device(deployment: Deployment) -> list[str]:
 
 
 def _adapters(deployment: Deployment) -> list[str]:
-    if not deployment.adapters:
+    """The flags of adapters.
+
+    Without ``--max-loaded-loras``: beyond it SGLang unloads adapters by itself, the least used first. Without
+    ``--lora-strict-loading``: it looks when the first request comes, and then ends the whole engine.
+    """
+    if not deployment.lora:
         return []
-    return [
-        *(
-            "--enable-lora",
-            "--max-lora-rank",
-            str(deployment.max_rank),
-            "--lora-target-modules",
-            "all",
-        ),
+    argv = [
+        *("--enable-lora", "--max-lora-rank", str(deployment.max_rank)),
+        *("--lora-target-modules", "all"),
         # A request for the bare base takes a place in the batch too.
-        *("--max-loras-per-batch", str(len(deployment.adapters) + 1)),
-        "--lora-paths",
-        *(f"{adapter.name}={adapter.path}" for adapter in deployment.adapters),
+        *("--max-loras-per-batch", str(deployment.slots + 1)),
     ]
+    if deployment.adapters:
+        argv += ["--lora-paths", *(f"{a.name}={a.path}" for a in deployment.adapters)]
+    return argv
 
 
 def _variables(deployment: Deployment) -> dict[str, str | None]:

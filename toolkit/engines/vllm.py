@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from toolkit.engines import LOOPBACK, Command, Deployment
+from toolkit.engines import LOOPBACK, Call, Command, Deployment
+from toolkit.engines.compiled import variables
 from toolkit.engines.failures import COMMON, VLLM, first_match
+from toolkit.engines.options import arguments
 
 DTYPES = {"auto": "auto", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
@@ -57,8 +59,7 @@ class Vllm:
             argv += ["--enforce-eager"]
         if deployment.trust_remote_code:
             argv += ["--trust-remote-code"]
-        if serve.tensor_parallel > 1:
-            argv += ["--tensor-parallel-size", str(serve.tensor_parallel)]
+        argv += arguments(self.name, serve, deployment.draft)
         argv += _memory(deployment)
         argv += _adapters(deployment)
         return Command((*argv, *serve.extra_args), _variables(deployment))
@@ -66,6 +67,26 @@ class Vllm:
     def model_id(self, deployment: Deployment, adapter: str | None) -> str:
         """Adapters are models of their own."""
         return adapter or deployment.base_name
+
+    def load_adapter(self, name: str, path: Path) -> Call:
+        """Answers 400 for a name that is taken, 404 for a folder that is not there, 500 for one it refuses."""
+        return Call("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(path)})
+
+    def unload_adapter(self, name: str) -> Call:
+        """Answers at once, 404 for a name it does not know; open requests finish on the old weights."""
+        return Call("POST", "/v1/unload_lora_adapter", {"lora_name": name})
+
+    def caches(self, folder: Path) -> dict[str, str]:
+        """VLLM's own folder also holds what it found out about model classes.
+
+        Not ``VLLM_ENABLE_STARTUP_PLAN``: its key leaves out ``--gpu-memory-utilization``, so a smaller share would be
+        passed over.
+        """
+        own = {
+            "VLLM_CACHE_ROOT": str(folder / "vllm"),
+            "DG_JIT_CACHE_DIR": str(folder / "deep_gemm"),
+        }
+        return variables(folder) | own
 
     def explain(self, log: str) -> str | None:
         """Known causes, vLLM's own first."""
@@ -85,14 +106,18 @@ def _memory(deployment: Deployment) -> list[str]:
 
 
 def _adapters(deployment: Deployment) -> list[str]:
-    if not deployment.adapters:
+    """Adapters beyond ``--max-loras`` wait in memory, and more than ``--max-cpu-loras`` are read from disk again."""
+    if not deployment.lora:
         return []
-    return [
+    known = len(deployment.adapters) + deployment.live
+    argv = [
         *("--enable-lora", "--max-lora-rank", str(allowed_rank(deployment.max_rank))),
-        *("--max-loras", str(len(deployment.adapters))),
-        "--lora-modules",
-        *(f"{adapter.name}={adapter.path}" for adapter in deployment.adapters),
+        *("--max-loras", str(deployment.slots)),
+        *("--max-cpu-loras", str(max(deployment.slots, known))),
     ]
+    if deployment.adapters:
+        argv += ["--lora-modules", *(f"{a.name}={a.path}" for a in deployment.adapters)]
+    return argv
 
 
 def _variables(deployment: Deployment) -> dict[str, str | None]:
@@ -102,6 +127,8 @@ def _variables(deployment: Deployment) -> dict[str, str | None]:
         "DO_NOT_TRACK": "1",
         "PYTHONSAFEPATH": "1",  # -m must not import from the working folder
     }
+    if deployment.live:
+        env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     if deployment.device == "cpu":
         env |= {
             "VLLM_CPU_KVCACHE_SPACE": None,  # whole GiB only, and it would win over the flag

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -53,6 +53,17 @@ class EnvironmentsSection(Section):
         return found
 
 
+class GpuSection(Section):
+    """The GPUs that a job gets; preflight asks the driver of this machine unless they are given."""
+
+    memory_gib: Annotated[float, Field(gt=0)] | None = None
+    """Memory of one GPU, GiB."""
+    capability: Annotated[float, Field(gt=0)] | None = None
+    """Compute capability: 8.0 Ampere, 8.9 Ada, 9.0 Hopper, 10.0 Blackwell."""
+    count: Annotated[int, Field(ge=1)] = 1
+    """GPUs of the machine."""
+
+
 class Profile(Section):
     """Where and how big."""
 
@@ -64,6 +75,8 @@ class Profile(Section):
     """What starts the steps."""
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     """Which locks are meant; `auto` looks for an NVIDIA device."""
+    gpu: GpuSection | None = None
+    """The GPUs that a job gets, when it runs elsewhere than where it is planned."""
     environments: EnvironmentsSection = EnvironmentsSection()
     """Replacements by logical name; what is not named is built from its lock."""
 

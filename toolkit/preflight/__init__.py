@@ -9,10 +9,20 @@ Runs in the core (no torch, no GPU, no network) in milliseconds. ``facts.py`` re
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.errors import PreflightError
-from toolkit.preflight import adapters, base, files, quantization, serving
+from toolkit.preflight import (
+    adapters,
+    base,
+    capacity,
+    context,
+    files,
+    quantization,
+    serving,
+    tensors,
+)
 from toolkit.preflight.facts import LOCKED_ENGINES, Accelerator, Facts, gather
 from toolkit.preflight.machine import Environment, gather_here
 from toolkit.preflight.verdict import Outcome, Rule, Verdict
@@ -25,10 +35,13 @@ if TYPE_CHECKING:
 
 RULES: tuple[Rule, ...] = (
     *base.RULES,
+    *context.RULES,
     *files.RULES,
     *quantization.RULES,
     *serving.RULES,
+    *capacity.RULES,
     *adapters.RULES,
+    *tensors.RULES,
 )
 """Every rule, in the order in which verdicts are shown."""
 
@@ -40,8 +53,10 @@ __all__ = [
     "Outcome",
     "Rule",
     "Verdict",
+    "at_best",
     "check",
     "gather",
+    "gather_here",
     "insist",
     "require",
 ]
@@ -66,6 +81,29 @@ def require(
 def check(recipe: Recipe, facts: Facts) -> list[Verdict]:
     """Judge a recipe by every rule; a rule that has nothing to say gives one ``ok``."""
     return [verdict for one in RULES for verdict in one.judge(recipe, facts)]
+
+
+ON_DISK = ("files.exist", "files.function", "model.readable", "adapter.readable")
+"""Rules about files that may be on another machine than the one that validates."""
+
+
+def at_best(recipe: Recipe, recipe_dir: Path) -> list[Verdict]:
+    """Judge a recipe apart from any machine: on the accelerator that suits it best.
+
+    Rules of :data:`ON_DISK` are left out: the files may be where it will run.
+    """
+    places: tuple[Accelerator, ...] = ("cpu", "cuda")
+    judged = [check(recipe, gather(recipe, recipe_dir, accelerator=place)) for place in places]
+    best = min(judged, key=lambda verdicts: [_refused(verdicts), _warned(verdicts)])
+    return [v for v in best if v.rule not in ON_DISK]
+
+
+def _refused(verdicts: Sequence[Verdict]) -> int:
+    return sum(v.outcome is Outcome.refuse for v in verdicts)
+
+
+def _warned(verdicts: Sequence[Verdict]) -> int:
+    return sum(v.outcome is Outcome.warn for v in verdicts)
 
 
 def insist(verdicts: Sequence[Verdict]) -> list[Verdict]:

@@ -1,79 +1,25 @@
-"""Rules on adapters that are loaded into an engine: the recipe's own and finished ones."""
+"""Rules on adapters that are loaded into an engine: what their configuration says."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
 
-from toolkit.preflight.facts import AdapterFacts, Facts
-from toolkit.preflight.verdict import Finding, refuse, rule, warn
+from toolkit.preflight.adapter_facts import AdapterFacts
+from toolkit.preflight.architectures import known
+from toolkit.preflight.facts import Facts
+from toolkit.preflight.features import FEATURES, MERGE, Does, row_of
+from toolkit.preflight.verdict import Finding, Outcome, refuse, rule, warn
 from toolkit.recipe import Recipe
 from toolkit.recipe.model import SourceKind, parse_source
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values of ``--max-lora-rank`` that vLLM takes (config/lora.py: MaxLoRARanks)."""
 
-PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
-"""Initialisations that leave the base weights alone (vLLM 0.32, lora/peft_helper.py)."""
-
-_HELPER = "vllm 0.32.0, lora/peft_helper.py: _validate_features"
-_MERGE = "merge it into the base and serve the merged model without adapters"
+ON_ENGINES = ("vllm 0.32.0 cpu", "vllm 0.26.0 cuda", "sglang 0.5.17 cuda")
 
 
-@dataclass(frozen=True)
-class Feature:
-    """A PEFT feature that no engine serves as training saw it."""
-
-    id: str
-    found: Callable[[Mapping[str, Any]], object]
-    """Something to show, or nothing when the adapter does not use it."""
-    message: str
-    fix: str = _MERGE
-    source: str = _HELPER
-
-
-def _saved_modules(config: Mapping[str, Any]) -> object:
-    return [m for m in config.get("modules_to_save") or () if m not in ("classifier", "score")]
-
-
-def _changed_base(config: Mapping[str, Any]) -> object:
-    init = config.get("init_lora_weights", True)
-    return init if isinstance(init, str) and init.lower() not in PLAIN_INITS else None
-
-
-FEATURES = (
-    Feature("dora", lambda c: c.get("use_dora"), "uses DoRA"),
-    Feature("modules_to_save", _saved_modules, "has whole layers in modules_to_save: {value}"),
-    Feature(
-        "bias",
-        lambda c: c.get("bias", "none") not in ("none", None) and c["bias"],
-        "trains biases: bias {value!r}",
-    ),
-    Feature("lora_bias", lambda c: c.get("lora_bias"), "has a bias in its LoRA layers (lora_bias)"),
-    Feature(
-        "init",
-        _changed_base,
-        "was started with init_lora_weights {value!r}, which changes the base weights",
-        "convert it with PEFT's path_initial_model_for_weight_conversion, or " + _MERGE,
-    ),
-    Feature(
-        "alora",
-        lambda c: c.get("alora_invocation_tokens"),
-        "is an activated LoRA (alora_invocation_tokens)",
-    ),
-    Feature(
-        "layer_replication",
-        lambda c: c.get("layer_replication"),
-        "replicates layers (layer_replication)",
-    ),
-    Feature("bdlora", lambda c: c.get("use_bdlora"), "is block-diagonal (use_bdlora)"),
-    Feature("qalora", lambda c: c.get("use_qalora"), "is a QALoRA"),
-)
-"""Engines refuse these with HTTP 500, or drop them in silence (SGLang checks no keys)."""
-
-
-def _readable(facts: Facts) -> Iterator[tuple[str, AdapterFacts]]:
+def readable_adapters(facts: Facts) -> Iterator[tuple[str, AdapterFacts]]:
+    """Adapters whose folders can be read, with the key of the recipe that names them."""
     for name, adapter in facts.adapters.items():
         if adapter.problem is None:
             yield f"serve.adapters {name}", adapter
@@ -81,51 +27,70 @@ def _readable(facts: Facts) -> Iterator[tuple[str, AdapterFacts]]:
 
 @rule(
     "adapter.readable",
-    "adapter folders have adapter_config.json and adapter_model.safetensors",
-    "PEFT's layout; design: safetensors only",
+    "adapter folders have adapter_config.json and a whole adapter_model.safetensors",
+    "PEFT's layout; huggingface/safetensors: format; design: safetensors only",
+    "point path at the folder that the export stage or PEFT wrote, or copy it again",
+    ON_ENGINES,
 )
 def readable(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
-    """Each folder of ``serve.adapters``."""
+    """Each folder of ``serve.adapters``; a file shorter than its header promises is truncated."""
     for name, adapter in facts.adapters.items():
-        if adapter.problem:
-            yield refuse(
-                f"serve.adapters {name}: {adapter.folder} {adapter.problem}",
-                "point path at a PEFT adapter folder, relative to the recipe",
-            )
+        if not adapter.problem:
+            continue
+        again = "truncated" in adapter.problem or "empty" in adapter.problem
+        fix = (
+            "copy or export the adapter again"
+            if again
+            else "point path at a PEFT adapter folder, relative to the recipe"
+        )
+        yield refuse(f"serve.adapters {name}: {adapter.folder} {adapter.problem}", fix)
 
 
-@rule("adapter.kind", "adapters are LoRA", "vLLM and SGLang load LoRA only")
+@rule("adapter.kind", "adapters are LoRA", "vLLM and SGLang load LoRA only", MERGE)
 def kind(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
     """``peft_type`` is LORA."""
-    for where, adapter in _readable(facts):
+    for where, adapter in readable_adapters(facts):
         found = str(adapter.config.get("peft_type", "LORA"))
         if found.upper() != "LORA":
-            yield refuse(f"{where}: is {found}, and engines load LORA only", _MERGE)
+            yield refuse(f"{where}: is {found}, and engines load LORA only", MERGE)
 
 
-@rule("adapter.features", "adapters use no feature that engines lack", _HELPER)
+@rule(
+    "adapter.features",
+    "adapters use no feature that the engine refuses, drops or serves otherwise",
+    "table below: one row per feature, engine and version",
+    MERGE,
+    ON_ENGINES,
+)
 def features(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
-    """DoRA, modules_to_save, bias, PiSSA and the like: see :data:`FEATURES`."""
-    engine = recipe.serve.engine if recipe.serve else "vllm"
-    for where, adapter in _readable(facts):
-        for feature in FEATURES:
-            if value := feature.found(adapter.config):
-                yield refuse(
-                    f"{where}: {feature.message.format(value=value)}; {engine} does not serve that",
-                    feature.fix,
-                )
+    """DoRA, modules_to_save, bias, PiSSA, rank patterns and the like: see ``features.py``."""
+    for where, adapter in readable_adapters(facts):
+        for feature in FEATURES.values():
+            value = feature.found(adapter)
+            row = row_of(feature.id, facts.engine, facts.engine_version) if value else None
+            if row is None or row.outcome is Outcome.ok:
+                continue
+            does = "does not serve that" if row.does is Does.refuses else row.does
+            message = feature.message.format(value=value)
+            yield refuse(f"{where}: {message}; {facts.engine_name} {does}", row.fix, row.source)
 
 
-@rule("adapter.rank", "adapter ranks fit the engine's slots", "vllm, config/lora.py: MaxLoRARanks")
+@rule(
+    "adapter.rank",
+    "adapter ranks fit the engine's slots",
+    "vllm, config/lora.py: MaxLoRARanks",
+    "train with a rank of 8, 16, 32, 64, 128, 256, 320 or 512",
+    ON_ENGINES,
+)
 def rank(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
     """At most 512, and every slot is as large as the next rank that vLLM knows."""
     if recipe.serve is None:
         return
-    ranks = {where: adapter.rank for where, adapter in _readable(facts)}
-    if recipe.train and recipe.train.method != "full" and "tuned" in recipe.served:
+    ranks = {where: adapter.rank for where, adapter in readable_adapters(facts)}
+    if recipe.train and recipe.train.method != "full" and recipe.serves_trained_adapter:
         ranks["train.lora.rank"] = recipe.train.lora.rank
     for where, value in ranks.items():
-        yield from _rank(where, value, recipe.serve.engine)
+        yield from _rank(where, value, facts.engine)
 
 
 def _rank(where: str, value: int, engine: str) -> Iterator[Finding]:
@@ -136,7 +101,7 @@ def _rank(where: str, value: int, engine: str) -> Iterator[Finding]:
     elif engine == "vllm" and value > VLLM_RANKS[-1]:
         yield refuse(
             f"{where}: rank {value} is above {VLLM_RANKS[-1]}, the largest that vLLM serves",
-            "train with a lower rank, or " + _MERGE,
+            "train with a lower rank, or " + MERGE,
         )
     elif engine == "vllm" and value not in VLLM_RANKS:
         slot = next(r for r in VLLM_RANKS if r >= value)
@@ -147,104 +112,110 @@ def _rank(where: str, value: int, engine: str) -> Iterator[Finding]:
 
 
 @rule(
-    "adapter.patterns",
-    "one rank and one alpha for the whole adapter, where the engine knows no patterns",
-    "vllm 0.26 does not read rank_pattern and alpha_pattern; sglang, lora/lora.py: one scaling",
+    "adapter.slots",
+    "adapters of very different ranks do not share an engine",
+    "vllm, lora/layers/base_linear.py: every slot has the largest rank (--max-lora-rank)",
+    "serve the adapter of high rank merged, or in a recipe of its own",
 )
-def patterns(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
-    """Engines that ignore the patterns serve another model, in silence."""
-    engine = recipe.serve.engine if recipe.serve else "vllm"
-    if engine == "vllm" and facts.engine_version >= (0, 32):
+def slots(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
+    """One adapter of rank 256 makes every slot 32 times larger than an adapter of rank 8 needs."""
+    ranks = {name: a.rank for name, a in facts.adapters.items() if a.rank > 0}
+    if not ranks:
         return
-    for where, adapter in _readable(facts):
-        for key in ("rank_pattern", "alpha_pattern"):
-            if adapter.config.get(key):
-                version = ".".join(map(str, facts.engine_version))
-                yield refuse(
-                    f"{where}: has a {key}, which {engine} {version} does not read",
-                    f"serve it with vllm 0.32 or newer, or {_MERGE}",
-                )
+    largest, least = max(ranks, key=ranks.__getitem__), min(ranks, key=ranks.__getitem__)
+    if ranks[largest] >= 8 * ranks[least] and ranks[largest] >= 128:
+        yield warn(
+            f"serve.adapters: {largest!r} has rank {ranks[largest]}, {least!r} rank "
+            f"{ranks[least]}: every slot takes the memory of rank {ranks[largest]}",
+            f"merge {largest!r} into a model of its own, or train it with a lower rank",
+        )
 
 
 @rule(
-    "adapter.scale", "the engine scales an adapter as training did", "sglang#40835 (open, 2026-09)"
+    "adapter.architecture",
+    "the engine puts adapters on this architecture",
+    "architectures.json: read from vllm/model_executor/models and sglang/srt/models",
+    MERGE,
 )
-def scale(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
-    """SGLang ignores ``use_rslora``."""
-    if recipe.serve is None or recipe.serve.engine != "sglang":
+def architecture(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
+    """Some models have no LoRA in vLLM at all, many none on the embeddings."""
+    table = known(facts.engine, facts.engine_version)
+    name = facts.base.architecture if facts.base else None
+    if table is None or name is None or not _serves_adapters(recipe):
         return
-    for where, adapter in _readable(facts):
-        if adapter.config.get("use_rslora"):
+    if name not in table.architectures:
+        return  # the Transformers backend takes it, adapters too
+    if name not in table.lora:
+        yield refuse(f"serve: {table.source} has no adapters for {name}", MERGE, table.source)
+        return
+    for where, adapter in readable_adapters(facts):
+        found = sorted(adapter.targets & {"embed_tokens", "lm_head"})
+        if found and name not in table.embeddings:
             yield refuse(
-                f"{where}: uses rsLoRA, which sglang serves sqrt(rank) times too weak",
-                f"set serve.engine: vllm, or {_MERGE}",
+                f"{where}: is on {', '.join(found)}, and {table.source} takes no adapter there "
+                f"for {name}",
+                f"train without {', '.join(found)} among the targets, or {MERGE}",
             )
+
+
+def _serves_adapters(recipe: Recipe) -> bool:
+    if recipe.serve is None:
+        return False
+    trained = recipe.train is not None and recipe.train.method != "full"
+    return bool(recipe.serve.adapters) or (trained and recipe.serves_trained_adapter)
 
 
 @rule(
     "adapter.vocabulary",
     "adapters add no tokens",
-    "sglang, lora/lora_config.py: added tokens beyond the vocabulary of the base",
+    "sglang, lora/lora_manager.py: validate_new_adapter; vllm, lora/lora_model.py: "
+    "lora_embedding_A must have the base's vocabulary",
+    MERGE,
+    ("sglang 0.5.17 cuda",),
 )
 def vocabulary(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
     """Only tokens beyond the base's vocabulary count: tokenizers copy the base's list."""
-    if recipe.serve is None or recipe.serve.engine != "sglang":
-        return
-    known = (facts.base.number("vocab_size") if facts.base else None) or 0
-    for where, adapter in _readable(facts):
-        new = [t for t, number in adapter.added_tokens.items() if number >= known]
-        if new:
+    size = (facts.base.number("vocab_size") if facts.base else None) or 0
+    for where, adapter in readable_adapters(facts):
+        new = [t for t, number in adapter.added_tokens.items() if number >= size]
+        if new and facts.base:
+            also = "" if facts.engine == "sglang" else ", and the base's tokenizer is served"
             yield refuse(
-                f"{where}: adds {len(new)} tokens, which sglang refuses",
-                _MERGE,
+                f"{where}: adds {len(new)} tokens beyond the base's {size}, which "
+                f"{facts.engine} has no rows for{also}",
+                MERGE,
             )
-
-
-@rule(
-    "adapter.shape",
-    "the adapter was trained on a model of this width",
-    "header of adapter_model.safetensors: lora_A is [rank, width]",
-)
-def shape(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
-    """The hidden state is read by q, k, v, gate and up: second axis of their ``lora_A``."""
-    hidden = facts.base.number("hidden_size") if facts.base else None
-    if hidden is None:
-        return
-    for where, adapter in _readable(facts):
-        for name, dims in adapter.shapes.items():
-            reads_hidden = any(
-                f".{m}.lora_A" in name
-                for m in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
-            )
-            if reads_hidden and len(dims) == 2 and dims[1] != hidden:
-                yield refuse(
-                    f"{where}: was trained on hidden size {dims[1]}, but the base has {hidden}",
-                    "use the base that the adapter was trained on",
-                )
-                break
 
 
 @rule(
     "adapter.base",
     "the adapter was trained on this base",
-    "adapter_config.json: base_model_name_or_path",
+    "adapter_config.json: base_model_name_or_path; reference.json: hashes.base",
+    "serve the adapter on the base it was trained on, or train it again on this one",
 )
 def base(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
-    """Only Hub ids can be compared: folders have no identity by name."""
+    """By the hash of the weights where both are known; Hub ids can be compared, folders have no identity by name."""
+    for where, adapter in readable_adapters(facts):
+        if adapter.base_hash and facts.base_hash:
+            if adapter.base_hash != facts.base_hash:
+                yield refuse(
+                    f"{where}: was trained on a base with hash {adapter.base_hash[:12]}, but "
+                    f"model.source has {facts.base_hash[:12]}",
+                    "use the base that the adapter was trained on, or train it again on this one",
+                )
+            continue
+        yield from _named_base(recipe, where, adapter)
+
+
+def _named_base(recipe: Recipe, where: str, adapter: AdapterFacts) -> Iterator[Finding]:
     source = parse_source(recipe.model.source)
-    if source.kind is not SourceKind.hub:
-        return
-    for where, adapter in _readable(facts):
-        trained_on = str(adapter.config.get("base_model_name_or_path") or "")
-        if (
-            trained_on.count("/") == 1
-            and not trained_on.startswith((".", "/"))
-            and trained_on != source.location
-        ):
-            yield warn(
-                f"{where}: was trained on {trained_on!r}, but model.source is {source.location!r}",
-                "make sure that both are the same weights",
-            )
+    trained_on = str(adapter.config.get("base_model_name_or_path") or "")
+    is_hub_id = trained_on.count("/") == 1 and not trained_on.startswith((".", "/"))
+    if source.kind is SourceKind.hub and is_hub_id and trained_on != source.location:
+        yield warn(
+            f"{where}: was trained on {trained_on!r}, but model.source is {source.location!r}",
+            "make sure that both are the same weights",
+        )
 
 
-RULES = (readable, kind, features, rank, patterns, scale, vocabulary, shape, base)
+RULES = (readable, kind, features, rank, slots, architecture, vocabulary, base)

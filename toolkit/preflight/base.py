@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from toolkit.preflight.architectures import known
 from toolkit.preflight.facts import Facts
 from toolkit.preflight.verdict import Finding, refuse, rule, warn
 from toolkit.recipe import Recipe
@@ -14,6 +15,7 @@ from toolkit.recipe.model import SourceKind, parse_source
     "model.readable",
     "a local base is a folder with config.json and safetensors, or a GGUF file",
     "design: safetensors only",
+    "point model.source at a model folder",
 )
 def readable(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
     """The folder or file is there, and holds safetensors."""
@@ -29,6 +31,7 @@ def readable(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
     "model.pinned",
     "the base cannot change under the recipe",
     "design: a served model is the trained one",
+    "write a version, a revision or a digest",
 )
 def pinned(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
     """An alias moves; a wheel may be built again. A Hub id without a revision is no recipe."""
@@ -49,6 +52,7 @@ def pinned(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
     "model.remote_code",
     "a base that brings Python code is trusted in so many words",
     "design: trust_remote_code is off",
+    "read the code, then set model.trust_remote_code with a pinned revision",
 )
 def remote_code(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
     """A config.json with ``auto_map`` names Python files of the model."""
@@ -61,25 +65,49 @@ def remote_code(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
 
 
 @rule(
-    "model.max_length",
-    "max_length fits into the positions of the base",
-    "transformers: max_position_embeddings",
+    "model.complete",
+    "the base's weights are all there",
+    "huggingface/safetensors: format; model.safetensors.index.json",
+    "copy or download the base again",
 )
-def max_length(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
-    """The base was trained up to so many positions."""
-    positions = facts.base.positions if facts.base else None
-    if positions is not None and recipe.model.max_length > positions:
+def complete(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
+    """A half-copied shard is shorter than its header promises."""
+    for name in facts.base.missing if facts.base else ():
         yield refuse(
-            f"model.max_length is {recipe.model.max_length}, but the base has {positions} "
-            "positions",
-            f"set model.max_length to {positions} or less",
+            f"model: the index names {name}, which is not there", "copy or download it again"
         )
+    for one in facts.base.weights if facts.base else ():
+        if one.problem:
+            yield refuse(f"model: {one.path.name} {one.problem}", "copy or download it again")
+
+
+@rule(
+    "model.architecture",
+    "the engine has code for this architecture",
+    "architectures.json: read from vllm/model_executor/models and sglang/srt/models",
+    "take a base of an architecture that the engine has, or another engine",
+)
+def architecture(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
+    """Without it engines fall back to the code of Transformers: slower, and not for every model."""
+    table = known(facts.engine, facts.engine_version)
+    name = facts.base.architecture if facts.base else None
+    if recipe.serve is None or table is None or name is None or name in table.architectures:
+        return
+    other = known("sglang" if facts.engine == "vllm" else "vllm", (9999,))
+    elsewhere = f"; {other.source} has" if other and name in other.architectures else ""
+    yield warn(
+        f"model: {table.source} has no code of its own for {name}{elsewhere}; it will try that of "
+        "Transformers, which is slower",
+        "try the recipe with a short `toolkit serve` first, or take another engine or base",
+        table.source,
+    )
 
 
 @rule(
     "model.template",
     "conversations can be rendered",
     "transformers: apply_chat_template raises without a template",
+    "set model.chat_template",
 )
 def template(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
     """A base without a chat template cannot be trained on conversations."""
@@ -98,6 +126,7 @@ def template(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
     "a base that is quantized already is neither merged into nor quantized again",
     "measured: merging into 4-bit weights changed top-1 tokens (KL 0.067); peft#2321, "
     "transformers#31293",
+    "take the full-precision base",
 )
 def quantized_base(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
     """Merge drift, and quantization errors on top of quantization errors."""
@@ -117,10 +146,11 @@ def quantized_base(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
     "train.engine_scale",
     "the engine scales the trained adapter as training did",
     "sglang#40835 (open, 2026-09): use_rslora is ignored, the update is sqrt(rank) too weak",
+    "serve it merged, or with vLLM",
 )
 def engine_scale(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
     """SGLang serves an rsLoRA adapter sqrt(rank) times too weak, without an error."""
-    if not (recipe.train and recipe.train.lora.rslora and _serves_adapter(recipe, "sglang")):
+    if not (recipe.train and recipe.train.lora.rslora and _serves_adapter(recipe, facts, "sglang")):
         return
     rank = recipe.train.lora.rank
     yield refuse(
@@ -135,6 +165,7 @@ def engine_scale(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
     "train.qlora_served",
     "an adapter is served on the weights it was trained on",
     "measured: a merge into the dequantized weights equals the QLoRA forward (3e-5)",
+    "serve the merged model, or gate on the evaluation",
 )
 def qlora_served(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
     """QLoRA trains against NF4 weights; an engine puts the adapter on the full-precision base."""
@@ -152,8 +183,8 @@ def qlora_served(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
         )
 
 
-def _serves_adapter(recipe: Recipe, engine: str) -> bool:
-    serves = recipe.serve is not None and recipe.serve.engine == engine
+def _serves_adapter(recipe: Recipe, facts: Facts, engine: str) -> bool:
+    serves = recipe.serve is not None and facts.engine == engine
     return (
         serves
         and "tuned" in recipe.served
@@ -166,7 +197,8 @@ RULES = (
     readable,
     pinned,
     remote_code,
-    max_length,
+    complete,
+    architecture,
     template,
     quantized_base,
     engine_scale,

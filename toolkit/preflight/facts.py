@@ -1,18 +1,22 @@
-"""What preflight knows besides the recipe. This file does all the reading; the rules are pure.
+"""What preflight knows besides the recipe. This file and those it calls do all the reading; the rules are pure.
 
 Nothing here imports torch or a model library: configs are JSON, and so is the header of a
-safetensors file, after an 8-byte length.
+safetensors file.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from toolkit.preflight.adapter_facts import AdapterFacts, read_adapter
+from toolkit.preflight.base_facts import BaseFacts, read_base
 from toolkit.preflight.functions import FunctionFacts, read_functions
+from toolkit.preflight.gpu import GpuFacts
+from toolkit.preflight.reading import read_json
+from toolkit.preflight.versions import Version, parse_version, show
 from toolkit.recipe import Recipe
 from toolkit.recipe.model import SourceKind, parse_source
 
@@ -25,62 +29,6 @@ LOCKED_ENGINES: Mapping[tuple[str, str], str] = {
 }
 """Version of each engine in the shipped locks, by engine and accelerator."""
 
-_HEADER_LIMIT = 100 * 2**20
-"""Bytes; the safetensors format allows no longer header."""
-
-
-@dataclass(frozen=True)
-class BaseFacts:
-    """What ``config.json`` of the base says; ``None`` where it does not say."""
-
-    config: Mapping[str, Any]
-
-    @property
-    def _text(self) -> Mapping[str, Any]:
-        nested = self.config.get("text_config")
-        return nested if isinstance(nested, dict) else self.config
-
-    def number(self, key: str) -> int | None:
-        """An integer of the language model's part of the config."""
-        value = self._text.get(key)
-        return value if isinstance(value, int) else None
-
-    @property
-    def positions(self) -> int | None:
-        """Longest context in tokens, the factor of YaRN included where it is configured."""
-        longest = self.number("max_position_embeddings")
-        scaling = self._text.get("rope_scaling") or self._text.get("rope_parameters") or {}
-        if longest is None or scaling.get("rope_type", scaling.get("type")) != "yarn":
-            return longest
-        original = scaling.get("original_max_position_embeddings") or longest
-        return max(longest, int(original * scaling.get("factor", 1)))
-
-    @property
-    def quantization(self) -> Mapping[str, Any] | None:
-        """``quantization_config`` of a base that is quantized already."""
-        value = self.config.get("quantization_config") or self._text.get("quantization_config")
-        return value if isinstance(value, dict) else None
-
-
-@dataclass(frozen=True)
-class AdapterFacts:
-    """What the folder of a finished adapter says."""
-
-    folder: Path
-    config: Mapping[str, Any] = field(default_factory=dict)
-    problem: str | None = None
-    """Why the folder cannot be read, if it cannot."""
-    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Shape of each tensor, from the safetensors header."""
-    added_tokens: Mapping[str, Any] = field(default_factory=dict)
-    """Token -> id, from added_tokens.json; tokenizers copy those of the base into it."""
-
-    @property
-    def rank(self) -> int:
-        """The largest rank in the adapter, ``rank_pattern`` included; 0 when it does not say."""
-        patterns = self.config.get("rank_pattern") or {}
-        return max(int(self.config.get("r") or 0), *map(int, patterns.values()), 0)
-
 
 @dataclass(frozen=True)
 class Facts:
@@ -88,9 +36,15 @@ class Facts:
 
     recipe_dir: Path
     accelerator: Accelerator = "cpu"
-    engine_version: tuple[int, ...] = ()
-    """Of the recipe's engine; empty when there is no lock of it for this accelerator."""
+    engine: str = "vllm"
+    """The engine that serves; vLLM where the recipe serves nothing."""
+    engine_version: Version = ()
+    """Of the engine; empty when there is no lock of it for this accelerator."""
+    gpu: GpuFacts | None = None
+    """``None`` without a GPU, and where nothing says which."""
     base: BaseFacts | None = None
+    base_hash: str | None = None
+    """Of the base's weights, as an adapter's reference.json names it; ``None`` when not known."""
     source_problem: str | None = None
     """Why a local base cannot be read, if it cannot."""
     template: bool | None = None
@@ -100,15 +54,15 @@ class Facts:
     """Files that the recipe names and that are not there: (key, path)."""
     functions: tuple[FunctionFacts, ...] = ()
 
+    @property
+    def engine_name(self) -> str:
+        """As people name it: ``vllm 0.32.0``."""
+        return f"{self.engine} {show(self.engine_version)}".strip()
 
-def parse_version(text: str) -> tuple[int, ...]:
-    """``"0.32.0+cpu"`` -> ``(0, 32, 0)``."""
-    numbers = []
-    for part in text.partition("+")[0].split("."):
-        if not part.isdigit():
-            break
-        numbers.append(int(part))
-    return tuple(numbers)
+    @property
+    def capability(self) -> float | None:
+        """Compute capability of the GPU, where it is known."""
+        return self.gpu.capability if self.gpu else None
 
 
 def gather(
@@ -118,75 +72,65 @@ def gather(
     accelerator: Accelerator = "cpu",
     engine_version: str | None = None,
     base_config: Mapping[str, Any] | None = None,
+    base_folder: Path | None = None,
+    base_hash: str | None = None,
+    gpu: GpuFacts | None = None,
 ) -> Facts:
-    """Read what the rules need: a few small files, no network.
+    """Read what the rules need: a few small files and headers, no network.
 
     Args:
         recipe: The recipe.
         recipe_dir: Folder that its relative paths start from.
         accelerator: Where the model will be served.
         engine_version: Of the engine that will run; that of the shipped lock unless given.
-        base_config: ``config.json`` of a base that was fetched already; a local folder's own is
-            found without it.
+        base_config: ``config.json`` of the base; a local folder's own is found without it.
+        base_folder: Where a base that was fetched already is; a local folder is found without it.
+        base_hash: Of that base, as ``reference.json`` of an adapter names it.
+        gpu: The GPU, where it is known.
     """
-    engine = recipe.serve.engine if recipe.serve else "vllm"
+    engine = engine_of(recipe, accelerator)
     version = engine_version or LOCKED_ENGINES.get((engine, accelerator), "")
     folder = _local_folder(recipe, recipe_dir)
     problem = _source_problem(recipe, recipe_dir)
-    if base_config is None and folder is not None and problem is None:
-        base_config = read_json(folder / "config.json")
     adapters = recipe.serve.adapters if recipe.serve else ()
     return Facts(
         recipe_dir=recipe_dir,
         accelerator=accelerator,
+        engine=engine,
         engine_version=parse_version(version),
-        base=None if base_config is None else BaseFacts(base_config),
+        gpu=gpu,
+        base=None if problem else _base(base_folder or folder, base_config),
+        base_hash=base_hash,
         source_problem=problem,
         template=_has_template(folder) if folder is not None and problem is None else None,
-        adapters={a.name: read_adapter(_resolve(recipe_dir, a.path)) for a in adapters},
+        adapters={
+            name: read_adapter(_resolve(recipe_dir, path))
+            for a in adapters
+            for name, path in a.folders.items()
+        },
         missing=tuple(_missing(recipe, recipe_dir)),
         functions=tuple(read_functions(recipe, recipe_dir)),
     )
 
 
-def read_adapter(folder: Path) -> AdapterFacts:
-    """Read ``adapter_config.json`` and the header of ``adapter_model.safetensors``."""
-    config = read_json(folder / "adapter_config.json")
+def engine_of(recipe: Recipe, accelerator: Accelerator) -> str:
+    """The engine that the recipe names; vLLM where it names none, or leaves the choice to us on a CPU."""
+    named = recipe.serve.engine if recipe.serve else "vllm"
+    return named if named in ("vllm", "sglang") else "vllm"
+
+
+def _base(folder: Path | None, config: Mapping[str, Any] | None) -> BaseFacts | None:
+    if config is None and folder is not None:
+        config = read_json(folder / "config.json")
     if config is None:
-        return AdapterFacts(folder, problem="has no readable adapter_config.json")
-    weights = folder / "adapter_model.safetensors"
-    if not weights.is_file():
-        return AdapterFacts(folder, config, problem="has no adapter_model.safetensors")
-    shapes = _shapes(weights)
-    if shapes is None:
-        return AdapterFacts(folder, config, problem="is damaged: its header cannot be read")
-    added = read_json(folder / "added_tokens.json") or {}
-    return AdapterFacts(folder, config, shapes=shapes, added_tokens=added)
+        return None
+    if folder is None:
+        return BaseFacts(config)
+    return read_base(folder, config, read_json(folder / "model.safetensors.index.json") or {})
 
 
 def _resolve(recipe_dir: Path, text: str) -> Path:
     return recipe_dir / Path(text).expanduser()
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object; ``None`` when the file is not there or holds something else."""
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _shapes(path: Path) -> dict[str, tuple[int, ...]] | None:
-    """Tensor shapes from a safetensors header: 8 bytes little-endian length, then JSON."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        raw = file.read(length) if 0 < length <= _HEADER_LIMIT else b""
-    try:
-        header = json.loads(raw)
-    except ValueError:
-        return None
-    return {name: tuple(t["shape"]) for name, t in header.items() if name != "__metadata__"}
 
 
 def _local_folder(recipe: Recipe, recipe_dir: Path) -> Path | None:

@@ -17,6 +17,7 @@ METRIC_ARGUMENTS = 3
     "files.exist",
     "files that the recipe names are there",
     "seen in advance rather than after the base is fetched",
+    "paths start from the recipe's folder",
 )
 def exist(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
     """Data files and the chat template."""
@@ -31,6 +32,7 @@ def exist(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
     "files.function",
     "functions that the recipe names are defined and take what they are given",
     "found with ast; the file is not run",
+    "define the function, or correct its name",
 )
 def function(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
     """Each ``file.py:function``."""
@@ -83,6 +85,7 @@ def _metric(found: FunctionFacts, name: str) -> Iterator[Finding]:
     "evaluate.room",
     "an answer leaves room for its question",
     "the served context is model.max_length tokens",
+    "lower evaluate.max_new_tokens or raise model.max_length",
 )
 def room(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
     """``max_new_tokens`` below ``max_length``."""
@@ -99,6 +102,7 @@ def room(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
     "evaluate.gates",
     "every gate speaks of a model that is scored and of a metric that is measured",
     "a gate on something else could only fail, after all the work",
+    "add the model to evaluate.of, the metric to evaluate.metrics",
 )
 def gates(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
     """Metrics of lm-eval tasks are known only when they ran."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from toolkit.preflight.facts import Accelerator, Facts, gather, read_json
+from toolkit import digests
+from toolkit.preflight.facts import Accelerator, Facts, engine_of, gather
+from toolkit.preflight.gpu import GpuFacts
+from toolkit.preflight.reading import read_json
 
 if TYPE_CHECKING:
     from toolkit.plan import Plan
@@ -39,6 +42,8 @@ def gather_here(
     workspace: Workspace,
     environments: Mapping[str, Environment],
     accelerator: Accelerator | None = None,
+    *,
+    gpu: GpuFacts | None = None,
 ) -> Facts:
     """:func:`gather` for this machine.
 
@@ -48,15 +53,20 @@ def gather_here(
         workspace: Where that artifact is, if it was fetched already.
         environments: By logical name, the recipe's engine among them when it serves.
         accelerator: Where steps will run; found out from the environments' locks unless given.
+        gpu: The GPU, where it is known.
     """
-    serve = loaded.recipe.serve
-    engine = environments.get(serve.engine) if serve else None
+    place = accelerator or accelerator_of(environments.values())
+    engine = environments.get(engine_of(loaded.recipe, place)) if loaded.recipe.serve else None
+    fetched = _fetched(plan, workspace)
     return gather(
         loaded.recipe,
         loaded.directory,
-        accelerator=accelerator or accelerator_of(environments.values()),
+        accelerator=place,
         engine_version=version_in(engine) if engine else None,
-        base_config=_fetched_config(plan, workspace),
+        base_config=read_json(fetched / "config.json") if fetched else None,
+        base_folder=fetched,
+        base_hash=weights_hash(fetched) if fetched else None,
+        gpu=gpu,
     )
 
 
@@ -82,9 +92,24 @@ def version_in(engine: Environment) -> str | None:
     return None
 
 
-def _fetched_config(plan: Plan, workspace: Workspace) -> dict[str, Any] | None:
+def _fetched(plan: Plan, workspace: Workspace) -> Path | None:
+    """The folder of the base, where it was fetched before."""
     for step in plan.steps:
         if step.stage == "fetch":
-            path = workspace.artifact(step.stage, step.fingerprint) / "config.json"
-            return read_json(path)
+            path = workspace.artifact(step.stage, step.fingerprint)
+            return path if (path / "config.json").is_file() else None
     return None
+
+
+def weights_hash(artifact: Path) -> str | None:
+    """Digest of a base's weights, from the digests in its manifest: no weight is read.
+
+    The same number as ``hashes.base`` in the ``reference.json`` of an exported adapter.
+    """
+    files = (read_json(artifact / "manifest.json") or {}).get("files") or {}
+    weights = {
+        name: entry["sha256"]
+        for name, entry in files.items()
+        if name.endswith(".safetensors") and "/" not in name
+    }
+    return digests.of_json(weights) if weights else None

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from toolkit.preflight.facts import BaseFacts, Facts
-from toolkit.preflight.formats import ALTERNATIVE, format_of, format_of_base, loaders, support
+from toolkit.preflight.architectures import known
+from toolkit.preflight.base_facts import BaseFacts
+from toolkit.preflight.facts import Facts
+from toolkit.preflight.formats import ALTERNATIVE, format_of, loaders, support
+from toolkit.preflight.layouts import Layout, broken, layout_of
 from toolkit.preflight.verdict import Finding, Outcome, refuse, rule, warn
 from toolkit.recipe import Recipe
 from toolkit.recipe.quantize import QuantizeSection
+from toolkit.recipe.recipe import ON
 
 GROUP_SIZES = (128, 64, 32)
 GROUPED = ("gptq", "awq")
+AGAIN = "quantize the full-precision model with a recipe: method gptq or awq"
 
 
 @rule(
@@ -19,6 +24,7 @@ GROUPED = ("gptq", "awq")
     "the group size divides the hidden and the intermediate size",
     "llm-compressor: W4A16 with group 128 raises on hidden size 576; ms-swift#2318 fails at "
     "layer 79 of 80",
+    "leave group_size out, or take one that divides",
 )
 def group_size(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
     """Both sizes are the input width of a linear layer, cut into groups that share a scale."""
@@ -53,6 +59,7 @@ def _sizes(base: BaseFacts | None) -> dict[str, int]:
     "quantize.group_unused",
     "a group size is given only where there are groups",
     "a key that does nothing is a mistake nobody sees",
+    "leave group_size out",
 )
 def group_unused(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
     """int8 and fp8 have one scale per channel; bitsandbytes has blocks of its own."""
@@ -69,12 +76,14 @@ def group_unused(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
     "quantize.loads",
     "every quantized model loads in the engine it is meant for",
     "facts of November 2026, one row per engine, accelerator and format",
+    "take a method that the engine loads, or an engine that loads the method",
 )
 def loads(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
     """Served ones must load in the recipe's engine; the others in some locked one."""
     needed = set(recipe.served if recipe.serve else ())
     if recipe.evaluate and recipe.evaluate.needs_engine:
         needed |= set(recipe.evaluated)
+    needed = {subject.removeprefix(ON) for subject in needed}
     for section in recipe.quantize:
         if section.label in needed:
             yield from _in_engine(recipe, facts, section)
@@ -83,22 +92,20 @@ def loads(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
 
 
 def _in_engine(recipe: Recipe, facts: Facts, section: QuantizeSection) -> Iterator[Finding]:
-    engine = recipe.serve.engine if recipe.serve else "vllm"
     weights = format_of(section)
-    row = support(engine, facts.accelerator, facts.engine_version, weights)
+    row = support(facts.engine, facts.accelerator, facts.engine_version, weights, facts.capability)
     if (
         row is None or row.outcome is Outcome.ok
     ):  # an engine that is not there at all is serve.engine's to refuse
         return
-    version = ".".join(map(str, facts.engine_version))
     message = (
-        f"quantize {section.label}: {weights} on {engine} {version} "
-        f"({facts.accelerator}): {row.why}"
+        f"quantize {section.label}: {weights} on {facts.engine_name} ({_place(facts)}): {row.why}"
     )
     others = loaders(weights)
     elsewhere = f"; or serve it where it loads: {', '.join(others)}" if others else ""
     fix = f"{ALTERNATIVE[weights]}{elsewhere}"
-    yield refuse(message, fix) if row.outcome is Outcome.refuse else warn(message, fix)
+    say = refuse if row.outcome is Outcome.refuse else warn
+    yield say(message, fix, row.source)
 
 
 def _in_any(section: QuantizeSection) -> Iterator[Finding]:
@@ -113,6 +120,7 @@ def _in_any(section: QuantizeSection) -> Iterator[Finding]:
     "quantize.calibration",
     "calibration rows look like the rows that will be served",
     "measured: a W8A8 model with good perplexity answered a chat prompt with garbage",
+    "add data.sources",
 )
 def calibration(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
     """Without a data section only the general text is left to calibrate on."""
@@ -129,47 +137,87 @@ def calibration(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
 
 @rule(
     "model.loads",
-    "a base that is quantized already loads in the engine",
-    "vllm: layers/quantization/auto_gptq.py, gptq_utils.py",
+    "a base that is quantized already loads in the engine, in its layout",
+    "tables below: formats and layouts",
+    "quantize the full-precision model with a recipe",
+    ("vllm 0.32.0 cpu", "vllm 0.26.0 cuda"),
 )
 def base_loads(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
-    """Other tools write GPTQ that is asymmetric, of 3 bits, or with ``desc_act`` in groups."""
+    """Bits, symmetry, group size and order of columns; the GPU's generation; unknown methods."""
     quantization = facts.base.quantization if facts.base else None
     if quantization is None or recipe.serve is None:
         return
-    fix = "quantize the full-precision model with a recipe: method gptq or awq"
-    if quantization.get("quant_method") == "gptq":
-        yield from _gptq_layout(quantization, fix)
-    weights = format_of_base(quantization)
-    row = (
-        support(recipe.serve.engine, facts.accelerator, facts.engine_version, weights)
-        if weights
-        else None
+    layout = layout_of(quantization)
+    if layout.format is None:
+        yield from _unknown(facts, layout)
+        return
+    for limit, message in broken(facts.engine, facts.accelerator, facts.engine_version, layout):
+        yield (warn if limit.is_slow else refuse)(f"model: {message}", limit.fix, limit.source)
+    row = support(
+        facts.engine, facts.accelerator, facts.engine_version, layout.format, facts.capability
     )
     if row is not None and row.outcome is not Outcome.ok:
         say = refuse if row.outcome is Outcome.refuse else warn
         yield say(
-            f"model: the base is {weights}, which {row.engine} does not serve well on "
-            f"{facts.accelerator}: {row.why}",
-            fix,
+            f"model: the base is {layout.format}, which {row.engine} does not serve well on "
+            f"{_place(facts)}: {row.why}",
+            f"{AGAIN}; or {ALTERNATIVE[layout.format]}",
+            row.source,
         )
 
 
-def _gptq_layout(quantization: object, fix: str) -> Iterator[Finding]:
-    values = quantization if isinstance(quantization, dict) else {}
-    bits, symmetric = values.get("bits"), values.get("sym", True)
-    if bits not in (4, 8) or not symmetric:
+def _unknown(facts: Facts, layout: Layout) -> Iterator[Finding]:
+    """A format in no table: the engine may still have it."""
+    table = known(facts.engine, facts.engine_version)
+    if table is None:
+        return
+    if layout.method not in table.methods:
         yield refuse(
-            f"model: GPTQ weights with bits {bits}, sym {symmetric}; engines load 4 or 8 bits, "
-            "symmetric",
-            fix,
+            f"model: quant_method {layout.method!r} is none that {table.source} has",
+            AGAIN,
+            f"{table.source}, layers/quantization/__init__.py",
         )
-    if values.get("desc_act") and values.get("group_size", -1) != -1:
-        yield refuse(
-            f"model: GPTQ weights with desc_act and group_size {values['group_size']}: vLLM no "
-            "longer loads them",
-            fix,
+    else:
+        yield warn(
+            f"model: nothing is known of {layout.method!r} weights in {table.source}",
+            f"try it with a short `toolkit serve`, or {AGAIN}",
+            f"{table.source}, layers/quantization/__init__.py",
         )
 
 
-RULES = (group_size, group_unused, loads, calibration, base_loads)
+def _place(facts: Facts) -> str:
+    """``cpu``, or ``cuda`` with the GPU's capability where it is known."""
+    capability = facts.capability
+    return facts.accelerator if capability is None else f"{facts.accelerator} {capability:g}"
+
+
+@rule(
+    "model.shared_groups",
+    "a quantized layer is cut between GPUs at the border of a group",
+    "vllm, kernels/linear/mixed_precision/marlin.py: in_features per partition",
+    "lower serve.tensor_parallel, or quantize with smaller groups",
+)
+def shared_groups(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
+    """Layers that are cut along their inputs: o_proj and down_proj."""
+    ways = recipe.serve.tensor_parallel if recipe.serve else 1
+    quantization = facts.base.quantization if facts.base else None
+    if facts.base is None or ways == 1 or quantization is None:
+        return
+    group = layout_of(quantization).group
+    for name in ("o_proj", "down_proj"):
+        pair = facts.base.linear(name)
+        if group and group > 0 and pair and pair[1] % (ways * group):
+            yield refuse(
+                f"serve.tensor_parallel is {ways}, but the {pair[1]} inputs of {name} are in "
+                f"groups of {group}: a group would lie on two GPUs",
+                f"set serve.tensor_parallel: {_ways(pair[1], group)}, or quantize with smaller "
+                "groups",
+            )
+            return
+
+
+def _ways(inputs: int, group: int) -> int:
+    return max(n for n in (1, 2, 4, 8) if inputs % (n * group) == 0)
+
+
+RULES = (group_size, group_unused, loads, calibration, base_loads, shared_groups)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,15 +46,22 @@ class Behaviour:
 
 
 def measure(
-    folder: Path, probe: Probe, device: str, advance: Advance, *, trust_remote_code: bool = False
+    folder: Path,
+    probe: Probe,
+    device: str,
+    advance: Advance,
+    *,
+    trust_remote_code: bool = False,
+    also: Callable[[Any], None] = lambda _: None,
 ) -> Behaviour:
-    """Load a model folder with Transformers, ask, and let go of it."""
+    """Load a model folder with Transformers, ask, and let go of it; ``also`` is given the loaded model."""
     from toolkit.data.render import question_ids
     from toolkit.evaluation.generation import generate
     from toolkit.evaluation.loading import load_model, load_tokenizer, release
 
     model = load_model(folder, device, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    also(model)
     perplexity = _perplexity(model, probe.held_out, advance)
     prompts = [question_ids(tokenizer, q["messages"], q.get("tools")) for q in probe.questions]
     limits = [NEW_TOKENS] * len(prompts)

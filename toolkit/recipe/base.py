@@ -13,7 +13,8 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-def _slug(value: str) -> str:
+def slug(value: str) -> str:
+    """``value`` where it is a name; raises ValueError where not."""
     if not value or not all(c.isalnum() or c in "-_." for c in value) or not value[0].isalnum():
         raise ValueError(
             f"{value!r} is not a name: use letters, digits, '-', '_' and '.', first a letter or digit"
@@ -21,7 +22,7 @@ def _slug(value: str) -> str:
     return value
 
 
-Name = Annotated[str, AfterValidator(_slug)]
+Name = Annotated[str, AfterValidator(slug)]
 """A name that is safe in a path, an MLflow key and a model id."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]

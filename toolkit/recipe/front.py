@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from toolkit.recipe.base import Count, Section
 
@@ -19,11 +20,19 @@ class JwtSection(Section):
     audience: str
     """Value that `aud` must have or hold."""
     jwks: str | None = None
-    """URL (https, or http on loopback) or file of the keys for RS256 and ES256; fetched again when a key id is new."""
+    """URL (https, or http on loopback) of the keys for RS256, ES256 and the like, or their file, relative to the
+    recipe; read again when a key id is new."""
     secret_env: str | None = None
     """Environment variable with the secret for HS256; give this or `jwks`."""
     models_claim: str = "models"
-    """Claim with the model names (a list, or words in one string) that the bearer may ask; `*` is all."""
+    """Claim with the model names (a list, or words in one string) that the bearer may ask; `*` is all.
+    Words such as `model:NAME` in `scope` count too. A token that names no model may ask none."""
+
+    @model_validator(mode="after")
+    def _one_kind_of_key(self) -> Self:
+        if (self.jwks is None) == (self.secret_env is None):
+            raise ValueError("give either `jwks` (RS256, ES256, ...) or `secret_env` (HS256)")
+        return self
 
 
 class LimitsSection(Section):
@@ -64,6 +73,12 @@ class CacheSection(Section):
     ttl_s: Count = 3600
     """Seconds that an answer is kept."""
 
+    @model_validator(mode="after")
+    def _redis_has_a_url(self) -> Self:
+        if self.kind == "redis" and self.url_env is None:
+            raise ValueError("`kind: redis` needs `url_env`, the variable that holds the URL")
+        return self
+
 
 class FrontSection(Section):
     """The server that clients talk to; the engine listens on loopback behind it."""
@@ -82,3 +97,10 @@ class FrontSection(Section):
     """Write prompts and answers into the access log; off, it has ids, counts and times only."""
     traces: bool = False
     """Write a trace of each request into MLflow (ids, counts, times; texts only with `log_prompts`)."""
+
+    def beside(self, folder: Path) -> FrontSection:
+        """The same, with the files it names found from ``folder``, where the recipe lies."""
+        if self.jwt is None or self.jwt.jwks is None or "://" in self.jwt.jwks:
+            return self
+        jwt = self.jwt.model_copy(update={"jwks": str(folder.absolute() / self.jwt.jwks)})
+        return self.model_copy(update={"jwt": jwt})

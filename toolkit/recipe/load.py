@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from toolkit import strict
@@ -23,6 +23,13 @@ class Loaded:
     def directory(self) -> Path:
         """Folder that relative paths in the recipe start from."""
         return self.path.parent
+
+    def with_engine(self, engine: str) -> Loaded:
+        """The same with ``serve.engine`` decided, where the recipe leaves it open (``auto``)."""
+        if self.recipe.serve is None:
+            return self
+        serve = self.recipe.serve.model_copy(update={"engine": engine})
+        return replace(self, recipe=self.recipe.model_copy(update={"serve": serve}))
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:

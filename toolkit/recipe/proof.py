@@ -18,3 +18,6 @@ class ProofSection(Section):
     """`required` refuses an adapter that brings no stored logprobs of the training side."""
     warm_up: bool = True
     """Ask every adapter at short and long prompts before traffic comes."""
+    may_differ: tuple[str, ...] = ()
+    """Stored conversations whose tokens may differ from the training path (`tools`, `tool result`, ...): an engine that
+    renders something otherwise which no client of yours sends. The certificate names them."""

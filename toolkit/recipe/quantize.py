@@ -27,6 +27,9 @@ class QuantizeSection(Section):
     """`gptq` and `awq` (4 bit, symmetric), `bnb` (bitsandbytes), `int8` (W8A8), `fp8` (dynamic)."""
     name: Name | None = None
     """Name in the plan; the method's name unless given."""
+    of: Literal["merged", "base"] = "merged"
+    """What is made smaller: `merged` is the tuned model (the base where nothing is trained); `base` is the base, and
+    the trained adapter is then served on it as `tuned@NAME`."""
     bits: Literal[4, 8] | None = None
     """Bits per weight: 4 for gptq and awq unless given; bnb: 4 is NF4, 8 is LLM.int8()."""
     group_size: Literal["auto", 32, 64, 128] = "auto"

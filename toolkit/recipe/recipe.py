@@ -15,6 +15,9 @@ from toolkit.recipe.quantize import QuantizeSection
 from toolkit.recipe.serve import ServeSection
 from toolkit.recipe.train import TrainSection
 
+ON = "tuned@"
+"""How the name of an adapter on a quantized base begins."""
+
 
 class TrackingSection(Section):
     """Where MLflow runs go."""
@@ -53,9 +56,21 @@ class Recipe(Section):
 
     @property
     def subjects(self) -> tuple[str, ...]:
-        """Models that this recipe has, in the order they come to be: `base`, `tuned`, `merged`, quantized ones."""
+        """Models that this recipe has, in the order they come to be: `base`, `tuned`, `merged`, quantized ones.
+
+        `tuned@NAME` is the trained adapter on the base that the quantization `NAME` made smaller.
+        """
         tuned = ("tuned", "merged") if self.train else ()
-        return ("base", *tuned, *(q.label for q in self.quantize))
+        adapted = [f"{ON}{q.label}" for q in self.quantize if self._carries_adapter(q)]
+        return ("base", *tuned, *(q.label for q in self.quantize), *adapted)
+
+    def _carries_adapter(self, section: QuantizeSection) -> bool:
+        return section.of == "base" and self.train is not None and self.train.method != "full"
+
+    @property
+    def serves_trained_adapter(self) -> bool:
+        """Whether a served model is a base with the trained adapter loaded beside it."""
+        return any(s == "tuned" or s.startswith(ON) for s in self.served)
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Self:

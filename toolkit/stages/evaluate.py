@@ -165,6 +165,7 @@ class _Evaluation:
             )
 
     def _server(self, section: ServeSection) -> AbstractContextManager[Any]:
+        from toolkit.engines import draft_folder
         from toolkit.engines.server import running
 
         interpreter = self.ctx.interpreters.get(section.engine)
@@ -180,11 +181,14 @@ class _Evaluation:
             interpreter,
             self.ctx.inputs["model"].path,
             adapters={self.config.subject: adapter.path} if adapter else {},
-            serve=section.model_copy(update={"host": "127.0.0.1", "port": 0}),
+            serve=section.model_copy(
+                update={"host": "127.0.0.1", "port": 0, "live_adapters": False}
+            ),
             name=self.config.subject,
             max_length=self.config.max_length,
             device=self.ctx.device,
             log=self.ctx.output / "engine.log",
+            draft=draft_folder(section, self.ctx.recipe_dir),
             trust_remote_code=self.ctx.inputs["model"].trusts_code,
         )
         return server

@@ -30,7 +30,7 @@ class Export:
 
     name: ClassVar[str] = "export"
     produces: ClassVar[Kind] = Kind.model
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
     environment: ClassVar[str] = "train"
 
     def run(self, config: ExportConfig, ctx: StageContext) -> StageResult:
@@ -51,7 +51,7 @@ class Export:
             "trust_remote_code": ctx.inputs["model"].trusts_code,
         }
         if config.format == "adapter":
-            dtype, metrics = "fp32", _adapter(facts["base"], ctx)
+            dtype, metrics = "fp32", _adapter(facts, ctx)
         elif config.method == "full":
             dtype, metrics = config.dtype, _full(config, ctx)
         else:
@@ -83,35 +83,57 @@ def _base(config: ExportConfig, ctx: StageContext) -> str:
     return base_id(model.path, {"source": config.card.get("base")} | dict(model.facts))
 
 
-def _adapter(base: str, ctx: StageContext) -> dict[str, float]:
+def _adapter(facts: Mapping[str, Any], ctx: StageContext) -> dict[str, float]:
     from toolkit.models.folder import copy_companions
+    from toolkit.proof import training_side
+    from toolkit.train.model import use_cores
 
     source = ctx.inputs["adapter"].path
     weights, settings = "adapter_model.safetensors", "adapter_config.json"
     shutil.copyfile(source / weights, ctx.output / weights)
-    named = json.loads((source / settings).read_text()) | {"base_model_name_or_path": base}
+    named = json.loads((source / settings).read_text()) | {"base_model_name_or_path": facts["base"]}
     (ctx.output / settings).write_text(json.dumps(named, indent=2, sort_keys=True) + "\n")
-    copy_companions(ctx.inputs["model"].path, ctx.output)
+    model = ctx.inputs["model"]
+    copy_companions(model.path, ctx.output)
+    use_cores()
+    ctx.note("writing reference.json: tokens and logprobs that a server must agree with")
+    training_side.of_adapter(
+        ctx.output,
+        model.path,
+        facts=facts,
+        dataset=ctx.inputs["dataset"].path,
+        device=ctx.device,
+        trust_remote_code=model.trusts_code,
+    )
     return {}
 
 
 def _full(config: ExportConfig, ctx: StageContext) -> dict[str, float]:
     from toolkit.models.folder import copy_companions
+    from toolkit.proof import training_side
     from toolkit.train.folder import store_as
 
     ctx.note(f"storing all weights as {config.dtype}")
     store_as(ctx.inputs["adapter"].path, ctx.output, config.dtype)
     copy_companions(ctx.inputs["model"].path, ctx.output)
+    training_side.of_model(
+        ctx.output,
+        dataset=ctx.inputs["dataset"].path,
+        device=ctx.device,
+        trust_remote_code=ctx.inputs["model"].trusts_code,
+    )
     return {}
 
 
 def _merged(config: ExportConfig, facts: Mapping[str, Any], ctx: StageContext) -> dict[str, float]:
+    from toolkit.proof.training_side import Recorder
     from toolkit.train.merge import merge
     from toolkit.train.model import use_cores
 
     use_cores()
     base, adapter = ctx.inputs["model"], ctx.inputs["adapter"]
     ctx.note(f"merging in float32, storing as {config.dtype}")
+    recorder = Recorder(base.path, ctx.inputs["dataset"].path, trust_remote_code=base.trusts_code)
     report = merge(
         base.path,
         adapter.path,
@@ -121,6 +143,13 @@ def _merged(config: ExportConfig, facts: Mapping[str, Any], ctx: StageContext) -
         row=_probe(ctx),
         device=ctx.device,
         trust_remote_code=base.trusts_code,
+        recorder=recorder,
+    )
+    recorder.write(
+        ctx.output,
+        "model",
+        precision="fp32",
+        trained_on=facts.get("trained_on"),
     )
     ctx.note(f"adapter and merged model differ by {report.merge_error:.2g} in a logit")
     return {

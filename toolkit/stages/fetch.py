@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import ClassVar
 
 from toolkit.models import folder
@@ -24,11 +25,11 @@ class FetchConfig(Section):
 
 
 class Fetch:
-    """No inputs. Writes a model folder that stands alone: weights, tokenizer, chat template."""
+    """No inputs. Writes a model folder that stands alone: weights, tokenizer, chat template, ``reference.json``."""
 
     name: ClassVar[str] = "fetch"
     produces: ClassVar[Kind] = Kind.model
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
     environment: ClassVar[str] = "train"
 
     def run(self, config: FetchConfig, ctx: StageContext) -> StageResult:
@@ -50,6 +51,26 @@ class Fetch:
             "revision": config.revision,
             "trust_remote_code": config.trust_remote_code,
         }
+        _remember(config, ctx)
         millions = facts["parameters"] / 1e6
         ctx.note(f"{facts['architecture']}, {millions:.0f} M parameters, {facts['dtype']}")
         return StageResult(metrics={"parameters": facts["parameters"]}, facts=facts)
+
+
+def _remember(config: FetchConfig, ctx: StageContext) -> None:
+    """Write down what the training side makes of the base, for the proofs before it is served."""
+    from toolkit.proof import training_side
+    from toolkit.train.model import use_cores
+
+    if importlib.util.find_spec("torch") is None:
+        ctx.note(
+            "no reference.json: this environment has no torch to compute what a server must agree with"
+        )
+        return
+    use_cores()
+    ctx.note("writing reference.json: tokens and logprobs that a server must agree with")
+    made = training_side.of_base(ctx.output, ctx.device, trust_remote_code=config.trust_remote_code)
+    if made.not_scored:
+        ctx.note(
+            f"no logprobs are stored, so serving cannot be held against them: {made.not_scored}"
+        )

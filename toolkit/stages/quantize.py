@@ -28,11 +28,14 @@ class QuantizeConfig(Section):
 
 
 class Quantize:
-    """Inputs ``model`` and, when the recipe has data, ``dataset``. Writes a model folder and ``quantization.json``."""
+    """Inputs ``model`` and, when the recipe has data, ``dataset``.
+
+    Writes a model folder, ``quantization.json`` and ``reference.json``.
+    """
 
     name: ClassVar[str] = "quantize"
     produces: ClassVar[Kind] = Kind.model
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
     environment: ClassVar[str] = "quantize"
 
     def run(self, config: QuantizeConfig, ctx: StageContext) -> StageResult:
@@ -44,6 +47,7 @@ class Quantize:
         _be_quiet()
         from toolkit.evaluation.loading import release
         from toolkit.models.folder import copy_companions
+        from toolkit.proof.training_side import Recorder
         from toolkit.quantizers import probe, report
 
         model = ctx.inputs["model"]
@@ -51,7 +55,16 @@ class Quantize:
         _require_full(source)
         rows = _Rows.read(config, model, ctx.inputs.get("dataset"))
         ctx.note("measuring the full model")
-        full = probe.measure(source, rows.probe, ctx.device, ctx.progress, trust_remote_code=trust)
+        dataset = ctx.inputs.get("dataset")
+        recorder = Recorder(source, dataset.path if dataset else None, trust_remote_code=trust)
+        full = probe.measure(
+            source,
+            rows.probe,
+            ctx.device,
+            ctx.progress,
+            trust_remote_code=trust,
+            also=lambda model: recorder.score("beside", model),
+        )
 
         quantizer = QUANTIZERS[config.quantize.method]()
         token_rows = rows.calibration if quantizer.calibrates else []
@@ -75,7 +88,18 @@ class Quantize:
 
         ctx.note("measuring the quantized model")
         after = probe.measure(
-            ctx.output, rows.probe, ctx.device, ctx.progress, trust_remote_code=trust
+            ctx.output,
+            rows.probe,
+            ctx.device,
+            ctx.progress,
+            trust_remote_code=trust,
+            also=lambda model: recorder.score("model", model),
+        )
+        recorder.write(
+            ctx.output,
+            "model",
+            precision="fp32" if ctx.device == "cpu" else "bf16",
+            made_from=source,
         )
         (ctx.output / "quantization.json").write_text(json.dumps(manifest, indent=2) + "\n")
         report.write(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from toolkit.errors import EngineError
@@ -16,6 +17,7 @@ from toolkit.stages import Kind, StageContext, StageResult
 if TYPE_CHECKING:
     from toolkit.engines.client import Message
     from toolkit.engines.server import Server
+    from toolkit.proof import EngineProof
 
 ROWS_ASKED = 2
 """Held-out rows that stand in for questions."""
@@ -50,24 +52,29 @@ class Question:
 
 
 class Serve:
-    """Inputs ``model`` and perhaps ``adapter``, ``dataset``. Writes ``answers.json``, ``engine.log``, ``startup.json``.
+    """Inputs ``model`` and perhaps ``adapter``, ``dataset``.
+
+    Writes ``certificate.json``, ``answers.json``, ``engine.log``, ``startup.json``.
 
     The port is always a free one: this server is for the proof alone, and a busy ``serve.port`` must not stop a run.
     """
 
     name: ClassVar[str] = "serve"
     produces: ClassVar[Kind] = Kind.report
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
     environment: ClassVar[str] = "core"
 
     def run(self, config: ServeConfig, ctx: StageContext) -> StageResult:
-        """Start, wait until healthy, ask every question over the OpenAI API, stop.
+        """Start, wait until healthy, prove what is served, ask every question over the OpenAI API, stop.
 
         Raises:
             EngineError: The engine did not start, or an answer was empty.
+            ProofError: What is served is not what was trained.
         """
+        from toolkit.engines import draft_folder
         from toolkit.engines.foreground import adapter_paths
         from toolkit.engines.server import running
+        from toolkit.proof import certificate
 
         asked = questions(config, ctx)
         adapters = adapter_paths(ctx.inputs, config.serve, config.name, ctx.recipe_dir)
@@ -81,25 +88,88 @@ class Serve:
             max_length=config.max_length,
             device=ctx.device,
             log=ctx.output / "engine.log",
+            draft=draft_folder(config.serve, ctx.recipe_dir),
             trust_remote_code=ctx.inputs["model"].trusts_code,
             on_phase=lambda phase, seconds: ctx.progress(seconds, 0, "s", phase=phase),
         ) as server:
             startup = {"seconds": round(server.start_seconds, 2), "phases": dict(server.phases)}
             (ctx.output / "startup.json").write_text(json.dumps(startup, indent=2))
             ctx.note(f"{config.serve.engine} is healthy after {server.start_seconds:.0f} s")
+            proof = prove(server, adapters, config, ctx)
             answers = ask_all(server, asked, config.max_length, ctx)
+        given = certify(proof, server, config, ctx)
         (ctx.output / "answers.json").write_text(json.dumps(answers, indent=2, ensure_ascii=False))
         own = answers_of(answers, config.name)
         refuse_empty(own)
-        metrics = summary(own) | {"start_seconds": server.start_seconds, "answers": len(answers)}
+        metrics = summary(own) | certificate.metrics(proof)
+        metrics |= {"start_seconds": server.start_seconds, "answers": len(answers)}
         return StageResult(
             metrics=metrics,
             facts={
                 "models": list(server.models),
                 "engine": config.serve.engine,
                 "phases": dict(server.phases),
+                "certificate": given["id"],
             },
         )
+
+
+def prove(
+    server: Server, adapters: Mapping[str, Path], config: ServeConfig, ctx: StageContext
+) -> EngineProof:
+    """Prove everything that the engine serves.
+
+    Raises:
+        ProofError: It is not what was trained.
+    """
+    from toolkit.proof import ProofTarget, ServedAdapter, proofs
+
+    names = list(server.models)
+    served = tuple(
+        ServedAdapter(name, server.models[name], path, run_of(path), path.name)
+        for name, path in adapters.items()
+    )
+    model = ctx.inputs["model"].path
+    target = ProofTarget(
+        url=server.url,
+        engine=config.serve.engine,
+        model_id=server.models[names[0]],
+        name=names[0],
+        folder=model,
+        max_length=config.max_length,
+        adapters=served,
+        settings=config.serve.proof,
+        dtype=config.serve.dtype,
+        device=ctx.device,
+        run_id=run_of(model),
+    )
+    return proofs.prove(target, ctx.note)
+
+
+def certify(
+    proof: EngineProof, server: Server, config: ServeConfig, ctx: StageContext
+) -> dict[str, Any]:
+    """Write ``certificate.json``; return it."""
+    from toolkit.proof.certificate import certificate
+
+    fingerprints = {
+        role: ctx.inputs[role].fingerprint for role in ("model", "adapter") if role in ctx.inputs
+    }
+    given = certificate([proof], name=config.name, phases=server.phases, fingerprints=fingerprints)
+    text = json.dumps(given, indent=1, ensure_ascii=False)
+    (ctx.output / "certificate.json").write_text(text + "\n")
+    ctx.note(f"proven: certificate {given['id'][:16]}")
+    return given
+
+
+def run_of(folder: Path) -> str | None:
+    """MLflow run that made a folder, where its manifest says so."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+    except (OSError, ValueError):
+        return None
+    run_id = (manifest.get("mlflow") or {}).get("run_id")
+    return str(run_id) if run_id else None
 
 
 def questions(config: ServeConfig, ctx: StageContext) -> list[Question]:

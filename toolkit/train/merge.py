@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolkit.data.store import TokenRow
 from toolkit.errors import StepFailedError
 from toolkit.models.folder import copy_companions
 from toolkit.train.effect import row_logits
 from toolkit.train.model import Numerics, Precision, load_base, torch_dtype
+
+if TYPE_CHECKING:
+    from toolkit.proof.training_side import Recorder
 
 MERGE_TOLERANCE = 1e-2
 """Largest difference of a logit, adapter on its base to merged model, both in float32."""
@@ -40,6 +43,7 @@ def merge(
     row: TokenRow,
     device: str,
     trust_remote_code: bool = False,
+    recorder: Recorder | None = None,
 ) -> MergeReport:
     """Write the merged model into ``output``, as a self-contained folder with sharded safetensors.
 
@@ -53,6 +57,7 @@ def merge(
         row: A held-out row on which adapter and merged model are compared.
         device: ``cpu`` or ``cuda``; one float32 copy of the model must fit there.
         trust_remote_code: Run Python code that lies in ``base``.
+        recorder: Lets the adapter on its base (``beside``) and the stored model (``model``) score its rows.
 
     Raises:
         StepFailedError: The merged model is not the trained one.
@@ -64,6 +69,8 @@ def merge(
     model = float_base(base, precision, quantized, device, trust_remote_code=trust_remote_code)
     adapted = PeftModel.from_pretrained(model, adapter)
     trained = row_logits(adapted, row)
+    if recorder:
+        recorder.score("beside", adapted)
     merged = adapted.merge_and_unload(safe_merge=True)
     merge_error = float((trained - row_logits(merged, row)).abs().max())
     if not merge_error <= MERGE_TOLERANCE:
@@ -77,7 +84,7 @@ def merge(
     merged.save_pretrained(output, max_shard_size=SHARD)
     copy_companions(base, output)
     del model, adapted, merged
-    stored = read_back(output, row, device, trust_remote_code=trust_remote_code)
+    stored = read_back(output, row, device, trust_remote_code=trust_remote_code, recorder=recorder)
     return MergeReport(
         merge_error,
         float((trained - stored).abs().max()),
@@ -109,7 +116,14 @@ def float_base(
     return model.to(torch.float32)
 
 
-def read_back(folder: Path, row: TokenRow, device: str, *, trust_remote_code: bool = False) -> Any:
+def read_back(
+    folder: Path,
+    row: TokenRow,
+    device: str,
+    *,
+    trust_remote_code: bool = False,
+    recorder: Recorder | None = None,
+) -> Any:
     """Logits of the stored model, computed in float32.
 
     Raises:
@@ -131,4 +145,7 @@ def read_back(folder: Path, row: TokenRow, device: str, *, trust_remote_code: bo
             f"the merged folder lacks or has unknown weights: {len(wrong)}, e.g. {wrong[0]}",
             "serve the adapter unmerged (serve.models: [tuned]) and report this with the recipe",
         )
-    return row_logits(model.to(device), row)
+    model.to(device)
+    if recorder:
+        recorder.score("model", model)
+    return row_logits(model, row)

@@ -1,7 +1,12 @@
-"""4- and 8-bit integer weights in vLLM on a CPU without AVX-512: dequantized once, when they are loaded.
+"""Two repairs of vLLM on a CPU, 0.32.0.
 
-vLLM's build for such CPUs lacks the kernel ``cpu_gemm_wna16`` (0.32.0: its ``_C_AVX2`` library), but its kernel
-choice does not know: the model loads, and the first request dies with "'_C' object has no attribute 'cpu_gemm_wna16'".
+**Adapters leak into the base's answers.** A token without an adapter has the index -1, which its LoRA operations on a
+CPU (``vllm/lora/ops/torch_ops``) read as the last slot: a request for the base that is batched with one for an adapter
+is answered with the adapter in that slot. ``toolkit.proof`` found it: 1.3 nats between alone and in a batch.
+
+**4- and 8-bit integer weights without AVX-512** are dequantized once, when they are loaded. vLLM's build for such CPUs
+lacks the kernel ``cpu_gemm_wna16`` (its ``_C_AVX2`` library), but its kernel choice does not know: the model loads, and
+the first request dies with "'_C' object has no attribute 'cpu_gemm_wna16'".
 
 This folder goes on the engine's ``PYTHONPATH``; vLLM finds the entry point and calls :func:`register` in every process.
 It imports nothing of the toolkit, since it runs in the engine's environment.
@@ -13,17 +18,43 @@ from typing import Any
 
 
 def register() -> None:
-    """Put the dequantizing kernel first where the packed one is missing; do nothing anywhere else."""
+    """Keep adapters out of other requests, and put the dequantizing kernel first where the packed one is missing."""
     import torch
     from vllm.platforms import PlatformEnum, current_platform
 
-    if not current_platform.is_cpu() or hasattr(torch.ops._C, "cpu_gemm_wna16"):
+    if not current_platform.is_cpu():
+        return
+    keep_adapters_apart()
+    if hasattr(torch.ops._C, "cpu_gemm_wna16"):
         return
     from vllm.model_executor.kernels import linear
 
     kernels = linear._POSSIBLE_KERNELS[PlatformEnum.CPU]
     if all(kernel.__name__ != "DequantizedLinearKernel" for kernel in kernels):
         kernels.insert(0, _kernel())
+
+
+def keep_adapters_apart() -> None:
+    """Make the first of the two LoRA products zero for tokens without an adapter, so that the second adds nothing."""
+    import sys
+
+    from vllm.lora.ops import torch_ops
+    from vllm.lora.ops.torch_ops import lora_ops
+
+    plain = lora_ops.bgmv_shrink
+    if getattr(plain, "keeps_apart", False):
+        return
+
+    def bgmv_shrink(
+        inputs: Any, weights: Any, output_tensor: Any, indices: Any, scaling: float = 1.0
+    ) -> None:
+        plain(inputs, weights, output_tensor, indices, scaling)
+        output_tensor.masked_fill_((indices < 0).unsqueeze(-1), 0)
+
+    bgmv_shrink.keeps_apart = True  # type: ignore[attr-defined]
+    user = sys.modules.get("vllm.lora.punica_wrapper.punica_cpu")
+    for module in filter(None, (lora_ops, torch_ops, user)):
+        module.bgmv_shrink = bgmv_shrink
 
 
 def _kernel() -> Any:

@@ -1,0 +1,81 @@
+"""Where an adapter comes from: a folder or the registry. Whatever it is, the server keeps bytes that do not change."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from toolkit import digests
+from toolkit.errors import UsageError
+from toolkit.recipe.adapters import REGISTRY
+from toolkit.recipe.paths import resolve_path
+from toolkit.recipe.serve import ServeSection
+from toolkit.serving.desired import STABLE, read_spec
+from toolkit.serving.registry import ModelRegistry
+from toolkit.serving.state import VERSION_SHOWN, AdapterSpec
+from toolkit.workspace import Workspace, private_folder
+
+
+def bring(name: str, source: str, directory: Path, registry: ModelRegistry) -> AdapterSpec:
+    """Bring an adapter to a place where it stays as it is, and say what it is.
+
+    Args:
+        name: Public name.
+        source: A folder, ``models:/name@alias`` or ``models:/name/3``.
+        directory: Where a relative folder starts.
+        registry: Of the store that ``models:/`` means.
+
+    Raises:
+        UsageError: There is no such folder.
+        EngineError: It is not a LoRA adapter.
+        TrackingError: The store does not know it, or is away.
+        ArtifactError: It is damaged.
+    """
+    if source.startswith(REGISTRY):
+        registered = registry.resolve(source)
+        return read_spec(name, registry.fetch(registered), source, registered.uri)
+    folder = resolve_path(source, directory).resolve()
+    if not folder.is_dir():
+        raise UsageError(
+            f"adapter {name!r}: {folder} is not a folder", "give a folder or models:/NAME@ALIAS"
+        )
+    spec = read_spec(name, folder, source)
+    return read_spec(name, _kept(folder, spec.version, registry.workspace), str(folder))
+
+
+def of_recipe(
+    serve: ServeSection, trained: AdapterSpec | None, directory: Path, registry: ModelRegistry
+) -> tuple[AdapterSpec, ...]:
+    """Every adapter that a recipe serves: the trained one first. Raises like :func:`bring`."""
+    return (*((trained,) if trained else ()), *_finished(serve, directory, registry))
+
+
+def _finished(
+    serve: ServeSection, directory: Path, registry: ModelRegistry
+) -> Iterator[AdapterSpec]:
+    from dataclasses import replace
+
+    for section in serve.adapters:
+        spec = bring(section.name, section.path, directory, registry)
+        canary = section.canary
+        yield replace(spec, label=STABLE, weight=1 - canary.weight if canary else 1.0)
+        if canary:
+            beside = bring(section.name, canary.path, directory, registry)
+            yield replace(beside, label=canary.header, weight=canary.weight)
+
+
+def _kept(folder: Path, version: str, workspace: Workspace) -> Path:
+    """A folder that nobody writes into: artifacts as they are, every other one as a copy."""
+    if any(folder.is_relative_to(workspace.root / own) for own in ("artifacts", "adapters")):
+        return folder
+    place = private_folder(workspace.root / "adapters") / version
+    if place.is_dir() and digests.of_path(place)[:VERSION_SHOWN] == version:
+        return place
+    part = place.with_name(f"{version}.{os.getpid()}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(folder, part, ignore=shutil.ignore_patterns(".*"))
+    shutil.rmtree(place, ignore_errors=True)
+    part.rename(place)
+    return place
