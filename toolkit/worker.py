@@ -18,7 +18,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,8 @@ class StepSpec:
     experiment: str
     parent_run: str | None
     resume: bool = True
+    launch: dict[str, Any] = field(default_factory=dict)
+    """How many processes the stage is, when more than one (``train/parallel/launch.py``: Launch)."""
 
     @classmethod
     def read(cls, path: Path) -> StepSpec:
@@ -88,6 +90,8 @@ class StepSpec:
             "recipe_dir": self.recipe_dir,
             "device": self.device,
             "resume": self.resume,
+            "launch": self.launch,
+            "fingerprint": self.fingerprint,
             "interpreters": {
                 name: {key: e[key] for key in ("python", "pythonpath", "variables")}
                 for name, e in self.environments.items()
