@@ -143,6 +143,8 @@ def _deepspeed(device: str) -> Any:
             "train.parallel is zero2 or zero3, but deepspeed is not in the training environment",
             "use train.parallel: fsdp, or build the environment anew: toolkit env sync train",
         ) from error
+    # a kernel that is compiled at the first start, for tensors that are tiny here
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(
         "gloo" if device == "cpu" else "nccl", auto_mpi_discovery=False, verbose=False
     )
