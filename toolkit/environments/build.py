@@ -104,12 +104,13 @@ def _build(target: Path, lock: Lock, report: Report, held: int) -> Built:
     torch = torch_source() if lock.accelerator == "cpu" else []
     packages = [
         "pip",
-        "sync",
+        "install",
         "--require-hashes",
         "--python",
         str(part / "bin" / "python"),
         *torch,
         *(f"--no-build-isolation-package={name}" for name in FROM_SOURCE if name in lock.pins),
+        "-r",
         str(lock.path),
     ]
     _uv(
