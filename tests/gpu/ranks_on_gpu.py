@@ -101,7 +101,7 @@ def case(name: str, ranks: Ranks, root: Path) -> dict:
         "batch_size": BATCH,
         "gradient_accumulation": PASSES // ranks.count,
         "max_steps": STEPS,
-        "learning_rate": 2e-4,
+        "learning_rate": 2e-3,
         "checkpoint_every": None,
         "packing": False,
     }
