@@ -24,7 +24,12 @@ SCALING = 0.96
 def gpus() -> int:
     query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
-        return len(subprocess.run(query, capture_output=True, text=True, check=True).stdout.split("\n")) - 1
+        return (
+            len(
+                subprocess.run(query, capture_output=True, text=True, check=True).stdout.split("\n")
+            )
+            - 1
+        )
     except (OSError, subprocess.CalledProcessError):
         return 0
 
@@ -61,7 +66,11 @@ def test_the_curve_is_that_of_one_gpu(runs, engine):
 
 def test_two_gpus_are_almost_twice_as_fast_as_one(runs):
     alone = runs["single"]["tokens_per_second"]
-    shares = {name: run["tokens_per_second"] / (2 * alone) for name, run in runs.items() if name != "single"}
+    shares = {
+        name: run["tokens_per_second"] / (2 * alone)
+        for name, run in runs.items()
+        if name != "single"
+    }
     for name, run in runs.items():
         share = f"{shares[name]:.1%} of twice one" if name in shares else ""
         print(f"{name:8} {run['tokens_per_second']:9.0f} tok/s {run['peak_gib']:6.1f} GiB  {share}")
