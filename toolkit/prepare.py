@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -39,7 +39,7 @@ class Prepared:
     """What preflight said: one verdict for each rule that was silent, and one for each finding."""
     choice: auto.Choice | None = None
     """What ``serve.engine: auto`` came to; ``loaded`` and ``plan`` have it in place of ``auto``."""
-    launch: Launch = Launch()
+    launch: Launch = field(default_factory=Launch)
     """How many processes train together."""
     parallel: choose.Choice | None = None
     """What ``train.parallel: auto`` came to, likewise."""

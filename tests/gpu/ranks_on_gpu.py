@@ -110,7 +110,7 @@ def case(name: str, ranks: Ranks, root: Path) -> dict:
         torch.cuda.reset_peak_memory_stats()
     numerics = building.numerics_for(config, DEVICE)
     started = time.perf_counter()
-    outcome = fine_tune(config, LENGTH, 0, numerics, ranks, ctx)
+    outcome = fine_tune(config, LENGTH, 0, numerics, ranks=ranks, ctx=ctx)
     seconds = time.perf_counter() - started
     lines = [json.loads(line) for line in (ctx.output / "metrics.jsonl").read_text().splitlines()]
     steps = [line["metrics"] for line in lines if "loss" in line["metrics"]]

@@ -54,7 +54,9 @@ class Train:
             if not ranks.first:
                 ctx = ctx.silent()
             numerics = numerics_for(config.train, ctx.device)
-            outcome = fine_tune(config.train, config.max_length, config.seed, numerics, ranks, ctx)
+            outcome = fine_tune(
+                config.train, config.max_length, config.seed, numerics, ranks=ranks, ctx=ctx
+            )
             full = config.train.method == "full"
             effect = None if full else _effect(outcome.engine, ctx)
             _save(outcome.engine, config.train.method, ctx.output)

@@ -8,7 +8,6 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from toolkit.data.store import TokenStore
 from toolkit.errors import ArtifactError, StepFailedError
@@ -52,6 +51,7 @@ def fine_tune(
     max_length: int,
     seed: int,
     numerics: Numerics,
+    *,
     ranks: Ranks,
     ctx: StageContext,
 ) -> Outcome:
@@ -66,7 +66,7 @@ def fine_tune(
     saved, position = _newest(config, ranks, ctx)
     rows = _read_rows(ctx.inputs["dataset"].path, config, position, max_length, seed)
     _same_rows(saved, position, rows.steps, ctx)
-    engine = _build(saved, config, numerics, ranks, seed, ctx)
+    engine = _build(saved, config, numerics, ranks, seed=seed, ctx=ctx)
     total = len(rows.steps)
     warmup = warmup_steps(total, config.warmup)
     loss, scored = math.nan, None
@@ -76,7 +76,7 @@ def fine_tune(
             started = time.perf_counter()
             rate = config.learning_rate * factor(position.step, total, warmup, config.schedule)
             tokens, trained = counts_of(rows.train, step.rows)
-            loss = _gradients(engine, step, trained, rows, position.step, ctx)
+            loss = _gradients(engine, step, trained, rows, position.step, ctx=ctx)
             norm = engine.update(rate)
             if not math.isfinite(norm):
                 _not_finite("gradient norm", norm, position.step, step.rows)
@@ -181,6 +181,7 @@ def _build(
     config: TrainSection,
     numerics: Numerics,
     ranks: Ranks,
+    *,
     seed: int,
     ctx: StageContext,
 ) -> Engine:
@@ -190,7 +191,7 @@ def _build(
     seed_everything(seed)
     ctx.note(f"loading the base model ({numerics.trained_on})")
     place = kind.built_on(base.path, ctx.device)
-    model = build_model(base.path, config, numerics, ctx.device, base.facts, place)
+    model = build_model(base.path, config, numerics, ctx.device, base.facts, place=place)
     if saved is not None:
         checkpoint.load_weights(saved, model)
     engine = kind(model, config, numerics, ranks)
@@ -202,7 +203,7 @@ def _build(
 
 
 def _gradients(
-    engine: Engine, step: Step, trained: int, rows: _Rows, done: int, ctx: StageContext
+    engine: Engine, step: Step, trained: int, rows: _Rows, done: int, *, ctx: StageContext
 ) -> float:
     """Add up the gradients of one step; return its loss.
 

@@ -29,8 +29,8 @@ class StoppedOnOneRank(StageContext):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def remembered(*arguments):
-    engine = build(*arguments)
+def remembered(*arguments, **named):
+    engine = build(*arguments, **named)
     ENGINES.append(engine)
     return engine
 

@@ -103,15 +103,14 @@ def test_two_nodes_train_one_model(context, train_config, tmp_path):
     for node in (0, 1):
         own = {"TOOLKIT_NODE": str(node), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
         own |= {"TOOLKIT_EVENTS_FD": str(writer)} if node == 0 else {}
-        nodes.append(
-            subprocess.Popen(
-                [sys.executable, str(STAGE), str(ctx.state / "step.json")],
-                env=os.environ | own,
-                stderr=subprocess.PIPE,
-                text=True,
-                pass_fds=(writer,),
-            )  # fmt: skip
+        node_process = subprocess.Popen(
+            [sys.executable, str(STAGE), str(ctx.state / "step.json")],
+            env=os.environ | own,
+            stderr=subprocess.PIPE,
+            text=True,
+            pass_fds=(writer,),
         )
+        nodes.append(node_process)
     os.close(writer)
     logs = [node.communicate(timeout=240)[1] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], "\n".join(logs)
