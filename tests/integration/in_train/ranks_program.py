@@ -14,6 +14,7 @@ from toolkit.errors import ToolkitError
 from toolkit.stages import Input, Kind, StageContext
 from toolkit.stages.train import Train, TrainConfig
 from toolkit.train import sft
+from toolkit.train.parallel import zero
 
 RANK = int(os.environ["RANK"])
 ENGINES = []
@@ -35,7 +36,21 @@ def remembered(*arguments, **named):
     return engine
 
 
+def with_nothing_kept(*arguments):
+    """DeepSpeed keeps weights below 100 000 numbers whole: all of this model."""
+    made = settings(*arguments)
+    made["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    return made
+
+
 build, sft._build = sft._build, remembered
+settings, zero.settings = zero.settings, with_nothing_kept
+
+
+def held(weight) -> int:
+    """Numbers of a weight that this rank holds between two steps."""
+    part = getattr(weight, "ds_tensor", weight)
+    return (part.to_local() if hasattr(part, "to_local") else part).numel()
 
 
 def what_it_is(engine) -> dict:
@@ -44,8 +59,8 @@ def what_it_is(engine) -> dict:
         "wrapped": type(engine.wrapped).__name__,
         "layer": [base.__name__ for base in type(layer).__mro__],
         "optimizer": type(engine.optimizer).__name__,
-        "mine": sum(w.to_local().numel() if hasattr(w, "to_local") else w.numel() for w in engine.model.parameters()),
-    }  # fmt: skip
+        "mine": sum(map(held, engine.model.parameters())),
+    }
 
 
 def outcome(case: dict) -> dict:
