@@ -119,7 +119,7 @@ def examine(
     space = Workspace.locate(workspace)
     resolved = {
         name: environments.resolve(name, accelerator=where.accelerator, profile=where)
-        for name in (*STAGE_ENVIRONMENTS, *engines_of(loaded), *router_of(loaded))
+        for name in (*STAGE_ENVIRONMENTS, *engines_of(loaded))
     }
     store = tracking.resolve(loaded.recipe.tracking.uri, space)
     observed = observe(loaded, {name: e.digest for name, e in resolved.items()}, store)
@@ -145,12 +145,6 @@ def engines_of(loaded: Loaded) -> tuple[str, ...]:
         return ()
     engines = auto.ORDER if serve.engine == "auto" else (serve.engine,)
     return (*engines, "router") if serve.replicas > 1 else engines
-
-
-def router_of(loaded: Loaded) -> tuple[str, ...]:
-    """The router's environment, where several replicas need one."""
-    serve = loaded.recipe.serve
-    return ("router",) if serve and serve.replicas > 1 else ()
 
 
 def decided(
