@@ -85,6 +85,25 @@ def test_engine_that_dies_before_the_first_byte_is_502(fronts, mortal, die, stre
     assert answer["error"]["type"] == "server_error"
 
 
+def test_engine_that_answers_with_no_http_is_502(fronts, upstream):
+    front = fronts(upstream)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer():
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(65_536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nno header\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        front.put(replace(front.table, upstream=f"http://127.0.0.1:{listening.getsockname()[1]}"))
+        status, headers, said = front.chat()
+        thread.join(10)
+    assert (status, said["error"]["code"]) == (502, "engine_died")
+    assert front.logged(headers["x-request-id"])["cause"]
+
+
 def test_engine_that_dies_in_a_stream_gives_an_error_event(fronts, mortal):
     front = fronts(mortal)
     lines = Stream(front, {"die": "middle", "tokens": 50}).answer()

@@ -62,6 +62,18 @@ def test_wrong_methods_are_405(front, method, path, allowed):
     assert json.loads(answer)["error"]["code"] == "method_not_allowed"
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/v1/models", "/nowhere"])
+def test_a_request_for_the_head_alone_is_answered_at_once(front, path):
+    with connect(front.port) as connection:
+        connection.settimeout(5)
+        connection.sendall(f"HEAD {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        answer = connection.recv(4096)
+        assert answer.startswith(b"HTTP/1.1 40")
+        assert answer.endswith(b"\r\n\r\n")
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert read_all(connection).startswith(b"HTTP/1.1 200 ")
+
+
 def test_certificate_is_served_once_there_is_one(front):
     assert json.loads(front.ask("GET", "/toolkit/certificate")[2]) == {
         "proofs": {"token parity": "equal"}
