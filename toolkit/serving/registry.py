@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import urllib.parse
 from collections.abc import Iterator
@@ -106,9 +107,8 @@ class ModelRegistry:
         folder = self._place(registered.name) / registered.version
         if folder.is_dir() and _digest_problem(folder, registered) is None:
             return folder
-        part = folder.with_name(f"{folder.name}.part")
-        for old in (folder, part):
-            shutil.rmtree(old, ignore_errors=True)
+        part = folder.with_name(f"{folder.name}.{os.getpid()}.part")  # a command may fetch it too
+        shutil.rmtree(part, ignore_errors=True)
         private_folder(part)
         with self._asked(registered.uri) as client:
             from mlflow.artifacts import download_artifacts
@@ -130,7 +130,12 @@ class ModelRegistry:
                 "register it again: toolkit adapters register ARTIFACT --name "
                 f"{registered.name} --alias ALIAS",
             )
-        adapter.rename(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            adapter.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # otherwise another process was quicker, with the same bytes
+                raise
         shutil.rmtree(part, ignore_errors=True)
         return folder
 
@@ -236,8 +241,11 @@ class ModelRegistry:
 
     def _remember(self, source: str, found: Registered) -> None:
         file = self._place(found.name) / "meant.json"
-        known = _read(file) | {source: vars(found)}
-        part = file.with_suffix(".part")
+        known = _read(file)
+        if known.get(source) == vars(found):
+            return
+        known[source] = vars(found)
+        part = file.with_suffix(f".{os.getpid()}.part")
         part.write_text(json.dumps(known, indent=1))
         part.replace(file)
 
