@@ -41,22 +41,24 @@ class Front(Answering):
         self._file = place / "front.json"
         self._table = table
         self._sending = threading.Lock()
+        self._sent = False
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         self.url = f"http://{host}:{settings.port}"
 
     def push(self, make: Callable[[], Table]) -> None:
-        """Send a table, made when it is its turn; a front that is down gets the newest one when it is back.
+        """Send a table, made when it is its turn; a front that does not take it gets it when it answers again.
 
         Raises:
             EngineError: It did not take the table.
         """
         with self._sending:
-            self._table = make()
+            self._table, self._sent = make(), False
             self._send()
 
     def _send(self) -> None:
         control = self.settings.control
         request(control, "PUT", "/table", self._table.to_json(), timeout_s=ANSWER_S)
+        self._sent = True
 
     def status(self) -> dict[str, Any]:
         """What the front counts.
@@ -65,6 +67,14 @@ class Front(Answering):
             EngineError: It does not answer.
         """
         return request(self.settings.control, "GET", "/status", timeout_s=ANSWER_S)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is open; one that is too busy to say so has some."""
+        try:
+            return not self.status().get("open")
+        except EngineError:
+            return self.state.state != "ready"
 
     def drain(self, deadline_s: float) -> None:
         """Tell it to take no new requests.
@@ -77,7 +87,11 @@ class Front(Answering):
         request(self.settings.control, "POST", "/drain", body, timeout_s=ANSWER_S)
 
     def ask(self) -> None:
-        """See :class:`Answering`."""
+        """See :class:`Answering`; a table that was lost is sent again."""
+        with self._sending:
+            if not self._sent:
+                self._send()
+                return
         self.status()
 
     def live(self) -> None:

@@ -83,7 +83,8 @@ class Part:
         self.stopping = threading.Event()
         self.ready_once = threading.Event()
         self._state = PartState(name, "starting")
-        self._thread = threading.Thread(target=self._keep, name=name)
+        # A daemon: a part that does not end holds no process back, and its guard ends what it started.
+        self._thread = threading.Thread(target=self._keep, name=name, daemon=True)
 
     @property
     def state(self) -> PartState:

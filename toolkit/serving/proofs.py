@@ -69,7 +69,7 @@ class Proofs:
 
         with self._lock:
             shown = [self._shown[index] for index in sorted(self._shown)]
-            made_of = (tuple(map(id, shown)), tuple(desired), tuple(phases.items()))
+            made_of = (tuple(shown), tuple(desired), tuple(phases.items()))
             if shown and self._made[0] != made_of:
                 kept = {self._model_id(adapter) for adapter in desired}
                 made = certificate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import threading
 import time
@@ -114,12 +115,20 @@ class Router(Answering):
     def _settle(self) -> None:
         """Make the router's list of workers ours."""
         with self._settling:
-            has = json.loads(self._ask("GET", "/list_workers"))["urls"]
+            has = self._list()
             wanted = tuple(self._workers)
             for worker in (w for w in wanted if w not in has):
                 self._tell("add_worker", worker)
             for worker in (w for w in has if w not in wanted):
                 self._tell("remove_worker", worker)
+
+    def _list(self) -> list[str]:
+        content = self._ask("GET", "/list_workers")
+        try:
+            return [str(url) for url in json.loads(content)["urls"]]
+        except (ValueError, KeyError, TypeError):
+            text = f"the router's list of workers is none: {content[:200]!r}"
+            raise EngineError(text, self.hint) from None
 
     def _await_health(self, process: server.Process) -> None:
         deadline = time.monotonic() + START_S
@@ -143,5 +152,5 @@ class Router(Answering):
         except urllib.error.HTTPError as error:
             text = error.read(500).decode(errors="replace")
             raise EngineError(f"the router answered {error.code} to {path}: {text}") from None
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             raise EngineError(f"the router does not answer: {error}", self.hint) from None

@@ -141,7 +141,7 @@ class Supervisor:
             self.publish()
             front.drain(limit)
             self.event("draining", drain_s=limit)
-            while self._signals < 2 and time.monotonic() < deadline and front.status().get("open"):
+            while self._signals < 2 and time.monotonic() < deadline and not front.is_idle:
                 time.sleep(DRAIN_POLL_S)
 
     @property
@@ -211,11 +211,7 @@ class Supervisor:
 
     def admit(self, replica: Replica, endpoint: Endpoint, loaded: Sequence[AdapterSpec]) -> None:
         """See ``replicas.Fleet``."""
-
-        def proving(what: str) -> None:
-            replica.become("proving", url=replica.url, detail=what)
-
-        shown = dict(self._proofs.prove_engine(endpoint, loaded, proving))
+        shown = dict(self._proofs.prove_engine(endpoint, loaded, replica.proving))
         with self._change_lock:
             shown |= self._adapters.catch_up(endpoint, loaded)
             self._adapters.certificate(shown)
