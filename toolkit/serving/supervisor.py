@@ -70,6 +70,7 @@ class Supervisor:
         self._replicas: list[Replica] = []
         self._proofs = Proofs(spec, self.model_id)
         self._adapters: Adapters = AdapterSet(self)
+        self._spec = spec.with_room(self._adapters.desired())
         self._tracked = StartRun(spec)
 
     # -- life ------------------------------------------------------------------------------------------------------
