@@ -14,6 +14,7 @@ from typing import Any
 
 from toolkit import digests
 from toolkit.errors import UsageError
+from toolkit.proof.choice import rivals
 from toolkit.recipe.load import Loaded
 from toolkit.recipe.model import SourceKind, parse_source
 from toolkit.recipe.recipe import ON, Recipe
@@ -128,6 +129,7 @@ class _Planner:
         if recipe.serve:
             for subject in recipe.served:
                 self._serve(subject)
+            self._choose()
         return iter(_natural_order(self.made))
 
     def _fetch(self) -> None:
@@ -235,6 +237,15 @@ class _Planner:
             engines=(serve.engine,),
         )
 
+    def _choose(self) -> None:
+        """Where two ways to serve the tuned model are rivals, say which is nearer to it."""
+        found = rivals(self.recipe)
+        if found is None:
+            return
+        config = {"subjects": found.subjects, "prefer": found.prefer, "metric": found.metric}
+        names = (f"{stage}-{s}" for s in found.subjects for stage in ("serve", "evaluate"))
+        self._add("choose", "choose", config, {name: name for name in names if name in self.made})
+
     def _weights(self, subject: str) -> dict[str, str]:
         """The inputs that together are one model of the recipe."""
         full = self.recipe.train is not None and self.recipe.train.method == "full"
@@ -334,6 +345,7 @@ def _natural_order(made: Mapping[str, Step]) -> list[Step]:
         "export": 4,
         "quantize": 5,
         "serve": 6,
+        "choose": 7,
     }
     while left:
         names = {s.name for s in steps}

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 
 def server_spec(
-    prepared: Prepared, subject: str, inputs: dict[str, Artifact], *, detached: bool
+    prepared: Prepared,
+    subject: str,
+    inputs: dict[str, Artifact],
+    *,
+    detached: bool,
+    why: str = "",
 ) -> ServerSpec:
     """Resolve everything.
 
@@ -53,6 +58,7 @@ def server_spec(
     return ServerSpec(
         name=name,
         subject=subject,
+        why=why,
         folder=str(prepared.workspace.servers / name),
         model=str(model.path),
         model_version=model.fingerprint[:VERSION_SHOWN],

@@ -92,6 +92,7 @@ class ServerSpec:
     Attributes:
         name: Name of the server, and the public name of its subject.
         subject: ``base``, ``tuned``, ``merged`` or a quantized one.
+        why: Why this one, with the numbers, where ``serve.prefer`` decided.
         folder: Where the server's files lie (0700): this file, logs, the certificate, the desired adapters.
         model: Folder of the base or of a complete model.
         model_version: First 16 hex digits of the fingerprint of what made ``model``.
@@ -126,6 +127,7 @@ class ServerSpec:
     recipe: str = ""
     recipe_dir: str = "."
     detached: bool = False
+    why: str = ""
     tuning: Mapping[str, float] = field(default_factory=dict)
     """Values of ``parts.Health`` that differ from its own."""
 
