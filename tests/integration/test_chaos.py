@@ -48,6 +48,10 @@ def ready(url: str) -> bool:
     return get(f"{url}/readyz")[0] == 200
 
 
+def metrics(server: Supervised) -> str:
+    return str(get(f"{server.url}/metrics")[1].get("text", ""))
+
+
 def engine_of(guard_pid: int) -> int:
     """The first process of a guard's engine."""
     return min(guard.descendants(guard_pid))
@@ -136,6 +140,9 @@ def test_a_killed_front_is_back_on_its_port_and_knows_its_table(tmp_path):
         assert server.part("front")["pid"] != before
         assert ask(server.url)[0] == 200
         assert server.part("replica-0")["restarts"] == 0
+        wait_for(lambda: 'toolkit_restarts_total{part="front"} 1.0' in metrics(server))
+        assert 'toolkit_restarts_total{part="replica-0"} 0.0' in metrics(server)
+        assert 'toolkit_replicas{state="ready"} 1.0' in metrics(server)
         print(f"healed in {time.monotonic() - began:.1f} s")
 
 
@@ -148,6 +155,7 @@ def test_a_killed_engine_is_started_again_and_proven_before_traffic(tmp_path, vi
         kill(guarded if victim == "guard" else engine_of(guarded))
         wait_for(lambda: not ready(server.url))
         wait_for(lambda: restarted(server, "replica-0"), HEALED_S)
+        wait_for(lambda: 'toolkit_restarts_total{part="replica-0"} 1.0' in metrics(server))
         wait_for(lambda: ready(server.url))
         assert ask(server.url, "tickets")[1]["model"] == "tickets"
         assert server.part("replica-0")["restarts"] == 1

@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -61,7 +62,7 @@ class Supervisor:
         self._drain_s: float | None = None
         self._draining = False
         self._ready = False
-        self._told: str | None = None
+        self._told: tuple[object, ...] = ()
         self._joined: dict[int, Endpoint] = {}
         self._startup: dict[str, float] = {}
         self._engine: Engine = ENGINES[spec.section.engine]()
@@ -253,7 +254,7 @@ class Supervisor:
     def changed(self) -> None:
         """See ``parts.Owner``."""
         self.event("parts", ready=self._ready, parts=[asdict(state) for state in self._states()])
-        if self._reason(self._upstream()) != self._told:  # what /readyz says follows the parts
+        if self._seen() != self._told:  # what /readyz and /metrics say follows the parts
             with contextlib.suppress(EngineError):
                 self.publish()
 
@@ -334,6 +335,7 @@ class Supervisor:
     def publish(self) -> None:
         """See ``fleet.Fleet``."""
         if self._front is not None:
+            self._told = self._seen()
             self._front.push(self._table)
 
     # -- what is told ------------------------------------------------------------------------------------------------
@@ -355,7 +357,7 @@ class Supervisor:
 
     def _table(self) -> Table:
         upstream = self._upstream()
-        reason = self._told = self._reason(upstream)
+        reason = self._reason(upstream)
         routes = (self._base_route(), *self._adapters.routes())
         return Table(
             upstream=upstream,
@@ -364,7 +366,14 @@ class Supervisor:
             ready=reason is None,
             reason=reason,
             certificate=self._certificate() if self._ready else {},
+            replicas=dict(Counter(replica.state.state for replica in self._replicas)),
+            restarts={state.name: state.restarts for state in self._states()},
         )
+
+    def _seen(self) -> tuple[object, ...]:
+        """What the front shows of the parts."""
+        counted = [(state.name, state.state, state.restarts) for state in self._states()]
+        return (self._reason(self._upstream()), *counted)
 
     def _base_route(self) -> Route:
         spec = self._spec
