@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -129,6 +130,26 @@ def test_the_front_answers_with_the_reason_before_the_engine_is_there(tmp_path):
         assert ready(server.url)
         assert ask(server.url)[1]["choices"][0]["message"]["content"] == "m: hi"
         assert get(f"{server.url}/toolkit/certificate")[1]["proofs"] == [["m"]]
+
+
+@pytest.mark.parametrize("with_adapter", [True, False])
+def test_a_request_that_would_end_the_engine_is_refused_by_the_front(tmp_path, with_adapter):
+    adapters = [adapter(tmp_path / "a")] if with_adapter else []
+    with supervised(spec(tmp_path, adapters=adapters, name="tickets")) as server:
+        server.ready()
+        name = "tickets-base" if with_adapter else "tickets"
+        body = {"model": name, "prompt": "x", "echo": True, "logprobs": 1, "max_tokens": 1}
+        asked = urllib.request.Request(
+            f"{server.url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )  # fmt: skip
+        if not with_adapter:
+            assert urllib.request.urlopen(asked, timeout=30).status == 200
+            return
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(asked, timeout=30)
+        error = json.loads(refused.value.read())["error"]
+        assert (refused.value.code, error["code"], error["param"]) == (400, "not_supported", "echo")
+        assert "vLLM on a CPU" in error["message"]
 
 
 def test_a_killed_front_is_back_on_its_port_and_knows_its_table(tmp_path):

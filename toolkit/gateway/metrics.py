@@ -53,7 +53,7 @@ CODES = frozenset(
      "engine_error", "engine_overloaded", "engine_refused", "engine_timeout", "engine_unavailable",
      "integer_above_max_value", "array_above_max_length", "invalid_api_key", "invalid_type", "invalid_value",
      "method_not_allowed", "missing_required_parameter", "model_not_found", "not_allowed", "not_found",
-     "not_ready", "overloaded", "rate_limit_exceeded", "request_timeout", "request_too_large",
+     "not_ready", "not_supported", "overloaded", "rate_limit_exceeded", "request_timeout", "request_too_large",
      "server_stopping", "stream_broken", "unknown_parameter", "unknown_target", "unknown_url", "unsupported_endpoint",
      "authentication_error", "invalid_request_error", "not_found_error", "permission_error",
      "rate_limit_error", "server_error", "timeout_error"}

@@ -367,6 +367,7 @@ class Supervisor:
             reason=reason,
             certificate=self._certificate() if self._ready else {},
             replicas=dict(Counter(replica.state.state for replica in self._replicas)),
+            refuses=self._proofs.refuses(),
             restarts={state.name: state.restarts for state in self._states()},
         )
 
