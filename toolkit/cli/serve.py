@@ -182,7 +182,7 @@ def _make_inputs(prepared: Prepared, subject: str, *, only: bool) -> dict[str, A
     roles = {
         role: name
         for role, name in prepared.plan.step(f"serve-{subject}").inputs.items()
-        if role in ("model", "adapter")
+        if role.split()[0] in ("model", "adapter")
     }
     cut = prepared.cut(names=tuple(roles.values()))
     statuses = cut.survey()

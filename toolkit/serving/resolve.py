@@ -42,7 +42,12 @@ def server_spec(
     store = tracking.resolve(recipe.tracking.uri, prepared.workspace)
     registry = ModelRegistry(store, prepared.workspace)
     trained = read_spec(name, inputs["adapter"].path) if "adapter" in inputs else None
-    adapters = of_recipe(serve, trained, recipe_dir, registry)
+    made = {
+        role.removeprefix("adapter "): artifact.path
+        for role, artifact in inputs.items()
+        if role.startswith("adapter ")
+    }
+    adapters = of_recipe(serve, trained, recipe_dir, registry, made)
     model = inputs["model"]
     draft = draft_folder(serve, recipe_dir)
     deployment = Deployment.read(
