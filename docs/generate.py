@@ -105,7 +105,7 @@ def _first_paragraph(kind: type) -> str:
 
 def preflight() -> str:
     """``reference/preflight.md``: every rule, what engines do with what, and what compares them."""
-    parts = (_rules(), _features(), _formats(), _layouts())
+    parts = (_rules(), _features(), _formats(), _layouts(), _requests())
     return "\n".join([*PREFLIGHT, *(line for part in parts for line in part)])
 
 
@@ -191,6 +191,25 @@ def _layouts() -> Iterator[str]:
         yield (
             f"| {x.engine} | {x.accelerator or 'all'} | {span(x.since, x.until)} | {x.method} "
             f"| {_filled(x.message)}{slow} | {x.fix} | {x.source} |"
+        )
+    yield ""
+
+
+def _requests() -> Iterator[str]:
+    from toolkit.preflight.requests import ASKS, ROWS
+    from toolkit.preflight.versions import span
+
+    yield "## Requests that an engine cannot answer"
+    yield ""
+    yield "The front refuses them with 400 and the code `not_supported`; on other engines they pass."
+    yield ""
+    yield "| the client asks for | engine | accelerator | versions | what the engine does | source | seen on |"
+    yield "| --- | --- | --- | --- | --- | --- | --- |"
+    for r in ROWS:
+        adapters = ", with room for adapters" if r.lora else ""
+        yield (
+            f"| {ASKS[r.asks]} | {r.engine} | {r.accelerator}{adapters} | {span(r.since, r.until)} "
+            f"| {r.does} | {r.source} | {', '.join(r.tried)} |"
         )
     yield ""
 

@@ -122,7 +122,8 @@ def examine(
         for name in (*STAGE_ENVIRONMENTS, *engines_of(loaded))
     }
     store = tracking.resolve(loaded.recipe.tracking.uri, space)
-    observed = observe(loaded, {name: e.digest for name, e in resolved.items()}, store)
+    digests = {name: e.digest for name, e in resolved.items()}
+    observed = observe(loaded, digests, store, trains=resolved["train"].is_ready)
     gpu = gpu_of(where)
     loaded, choice = decided(loaded, observed, space, resolved, where.device, gpu=gpu)
     plan = make_plan(loaded, observed)

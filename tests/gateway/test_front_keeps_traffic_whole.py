@@ -197,6 +197,25 @@ def test_canary_answers_by_header_and_by_weight(fronts, upstream):
     assert 'toolkit_requests_total{key="none",model="tickets",status="200",target="canary"}' in text
 
 
+def test_metrics_say_what_the_supervisor_counts(front):
+    front.put(
+        replace(
+            front.table, replicas={"ready": 1, "waiting": 1}, restarts={"front": 0, "replica-1": 3}
+        )
+    )
+    text = front.ask("GET", "/metrics")[2].decode()
+    for line in (
+        'toolkit_replicas{state="ready"} 1.0', 'toolkit_replicas{state="waiting"} 1.0',
+        'toolkit_replicas{state="starting"} 0.0', 'toolkit_restarts_total{part="front"} 0.0',
+        'toolkit_restarts_total{part="replica-1"} 3.0',
+    ):  # fmt: skip
+        assert line in text
+    front.put(replace(front.table, replicas={"ready": 2}, restarts={"front": 0, "replica-1": 3}))
+    text = front.ask("GET", "/metrics")[2].decode()
+    assert 'toolkit_replicas{state="ready"} 2.0' in text
+    assert 'toolkit_replicas{state="waiting"} 0.0' in text
+
+
 def test_not_ready_refuses_with_the_reason(fronts, upstream):
     front = fronts(upstream, ready=False)
     front.put(replace(front.table, reason="proof failed: tickets changes nothing"))

@@ -253,6 +253,29 @@ def test_an_unloaded_adapter_stays_away_after_a_restart(world: World, one: TestF
     assert names(AdapterSet(one)) == []
 
 
+def test_the_room_of_a_server_does_not_hang_on_what_is_loaded_now(world: World) -> None:
+    """Adapters that were remembered count, and what was unloaded leaves its room behind."""
+    spec = server_spec(world.folder, world.model, [world.old])
+    large = world.adapter("billing", seed=5, rank=16)
+    roomy = spec.with_room((large,))
+    for loaded in ((), (world.old,), (large, world.old)):
+        deployment = roomy.deployment(loaded)
+        assert (deployment.lora, deployment.live) == (True, True)
+        assert (deployment.slots, deployment.max_rank) == (2, 16)
+    assert spec.with_room(()).deployment(()).max_rank == 4
+    asked = server_spec(world.folder, world.model, [world.old], adapter_slots=7, max_rank=64)
+    assert (asked.with_room(()).section.adapter_slots, asked.with_room(()).section.max_rank) == (
+        7,
+        64,
+    )
+
+
+def test_a_server_without_adapters_gets_no_room_for_them(world: World) -> None:
+    assert not server_spec(world.folder, world.model, []).with_room(()).deployment(()).lora
+    still = server_spec(world.folder, world.model, [world.old], live_adapters=False)
+    assert still.with_room((world.old,)) == still
+
+
 def test_a_canary_is_promoted_or_aborted(world: World, one: TestFleet) -> None:
     served = one.serve()
     served.canary(world.new, 0.1, "canary")

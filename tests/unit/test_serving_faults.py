@@ -210,6 +210,9 @@ class NoProofs:
     def certificate(self, desired, phases):
         return {}
 
+    def refuses(self):
+        return {}
+
 
 class Crewed(Crew):
     """A crew whose states a test says."""

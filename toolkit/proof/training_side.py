@@ -37,7 +37,8 @@ ANSWER = 'Your order is on its way. It should be there within two days: {"eta": 
 USED = 0.8
 """Share of the free memory that a model may take."""
 LIBRARIES = ("torch", "transformers", "tokenizers", "peft")
-
+LOAD_ERRORS = (ValueError, ImportError, OSError, RuntimeError, KeyError)
+"""Not a causal language model, packed in a way that transformers cannot read here, or no adapter of this base."""
 
 Ids = tuple[int, ...]
 
@@ -298,6 +299,37 @@ def of_adapter(
     return recorder.write(output, "adapter", precision=precision, trained_on=trained_on, base=base)
 
 
+def of_foreign_adapter(
+    output: Path,
+    base: Path,
+    *,
+    dataset: Path | None,
+    device: str,
+    trust_remote_code: bool = False,
+) -> Reference:
+    """Write the reference of an adapter that was trained elsewhere, on the base that it is served on.
+
+    Where transformers or PEFT cannot load it, ``not_scored`` says why, and conversations alone are stored. That it was
+    trained on this base is the user's word.
+    """
+    why = _too_large(base, device)
+    if why is None:
+        try:
+            return of_adapter(
+                output,
+                base,
+                facts={},
+                dataset=dataset,
+                device=device,
+                trust_remote_code=trust_remote_code,
+            )
+        except LOAD_ERRORS as error:
+            why = f"it cannot be loaded here: {str(error).splitlines()[0][:200]}"
+    recorder = Recorder(base, dataset, trust_remote_code=trust_remote_code)
+    recorder.not_scored = why
+    return recorder.write(output, "adapter", precision="fp32", base=base)
+
+
 def precision_of(model: Any) -> str:
     """In what a loaded model computes: ``bf16``, ``fp16`` or ``fp32``."""
     return {"torch.bfloat16": "bf16", "torch.float16": "fp16"}.get(str(model.dtype), "fp32")
@@ -309,16 +341,21 @@ def _loaded(
     """The model, or why the training side has no word on it."""
     from toolkit.evaluation.loading import load_model
 
-    need, free = _memory(folder, device)
-    if need > free * USED:
-        shown = f"{need / 2**30:.0f} GiB of {free / 2**30:.0f} GiB"
-        return None, f"it needs {shown} that are free on the {device}"
+    if problem := _too_large(folder, device):
+        return None, problem
     try:
         exact = _fits_exact(folder, device)
         return load_model(folder, device, exact=exact, trust_remote_code=trust_remote_code), None
-    except (ValueError, ImportError, OSError, RuntimeError, KeyError) as error:
-        # not a causal language model, or packed in a way that transformers cannot read here
+    except LOAD_ERRORS as error:
         return None, f"transformers cannot load it here: {str(error).splitlines()[0][:200]}"
+
+
+def _too_large(folder: Path, device: str) -> str | None:
+    need, free = _memory(folder, device)
+    if need <= free * USED:
+        return None
+    shown = f"{need / 2**30:.0f} GiB of {free / 2**30:.0f} GiB"
+    return f"it needs {shown} that are free on the {device}"
 
 
 def _fits_exact(folder: Path, device: str) -> bool:

@@ -74,7 +74,9 @@ class AdapterSet:
         watched = fleet.spec.section.watch_s is not None
         self._memory = Memory(fleet.spec.place / FILE, watched=watched)
         self._now = self._memory.recall(self._recipe)
-        self._room = Room.of(fleet.spec, self._now.specs, self._engine, check)
+        self._room = Room.of(
+            fleet.spec.with_room(self._now.specs), self._now.specs, self._engine, check
+        )
         self._retiring: frozenset[str] = frozenset()
         self._told = True  # the front has the newest routes
         self._changing = threading.Lock()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,7 +37,7 @@ class Standing:
         self._model_id = model_id
         self._lock = threading.Lock()
         self._joined: dict[int, Endpoint] = {}
-        self._told: str | None = None
+        self._told: tuple[object, ...] = ()
         self.error: ToolkitError | None = None
         """Why the server ends."""
         self.ready = False
@@ -71,13 +72,14 @@ class Standing:
 
     @property
     def news(self) -> bool:
-        """Whether the front was told another reason last than there is now: ``/readyz`` follows the parts."""
-        return self._reason(self._upstream()) != self._told
+        """Whether the front was told something else last: ``/readyz`` and ``/metrics`` follow the parts."""
+        return self._seen() != self._told
 
     def table(self) -> Table:
         """What the front is told."""
+        self._told = self._seen()  # first: what changes while the table is made is news
         upstream = self._upstream()
-        reason = self._told = self._reason(upstream)
+        reason = self._reason(upstream)
         return Table(
             upstream=upstream,
             routes=self._routes(upstream),
@@ -85,6 +87,9 @@ class Standing:
             ready=reason is None,
             reason=reason,
             certificate=self.certificate() if self.ready else {},
+            replicas=dict(Counter(replica.state.state for replica in self._crew.replicas)),
+            refuses=self._proofs.refuses(),
+            restarts={state.name: state.restarts for state in self._crew.states()},
         )
 
     def status(self) -> ServerStatus:
@@ -106,6 +111,11 @@ class Standing:
     def certificate(self) -> Mapping[str, Any]:
         """What was shown of the engines; empty before the first proof."""
         return self._proofs.certificate(self._adapters.desired(), self.startup)
+
+    def _seen(self) -> tuple[object, ...]:
+        """What the front shows of the parts."""
+        counted = [(state.name, state.state, state.restarts) for state in self._crew.states()]
+        return (self._reason(self._upstream()), *counted)
 
     def _routes(self, upstream: str | None) -> tuple[Route, ...]:
         return (self._base_route(), *self._adapters.routes()) if upstream else ()

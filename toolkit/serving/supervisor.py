@@ -54,9 +54,10 @@ class Supervisor:
         self._signals = 0
         self._drain_s: float | None = None
         self._engine: Engine = ENGINES[spec.section.engine]()
-        self._crew = Crew(spec)
         self._proofs = Proofs(spec, self.model_id)
         self._adapters: Adapters = AdapterSet(self)
+        self._spec = spec = spec.with_room(self._adapters.desired())
+        self._crew = Crew(spec)
         self._standing = Standing(spec, self._crew, self._adapters, self._proofs, self.model_id)
         self._tracked = StartRun(spec)
 
