@@ -216,11 +216,13 @@ def _requests() -> Iterator[str]:
 
 def engines() -> str:
     """``reference/engines.md``: typed options of serving and the flags that they become."""
-    from toolkit.engines.options import CONFLICTS, OPTIONS, Flags, Lack
+    from toolkit.engines.conflicts import CONFLICTS
+    from toolkit.engines.flags import Flags
+    from toolkit.engines.options import OPTIONS
     from toolkit.engines.parsers import known_versions
 
-    def cell(how: Flags | Lack) -> str:
-        return " ".join(f"`{name}`" for name in how.names) if isinstance(how, Flags) else how.reason
+    def cell(how: Flags) -> str:
+        return " ".join(f"`{name}`" for name in how.names)
 
     known = {
         engine: ", ".join(".".join(map(str, version)) for version in known_versions(engine))
