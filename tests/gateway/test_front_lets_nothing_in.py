@@ -23,7 +23,7 @@ from toolkit.gateway.upstream import Upstream
 ENGINE_PATHS = [
     "/tokenize", "/detokenize", "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/load_lora_adapter", "/generate",
     "/v1/responses", "/health", "/version", "/docs", "/redoc", "/server_info", "/v1/files", "/pause", "/sleep",
-    "/flush_cache", "/abort_request", "/v1/models/tickets", "/invocations", "/v1/chat/completions/", "//v1/models",
+    "/flush_cache", "/abort_request", "/v1/models/", "/invocations", "/v1/chat/completions/", "//v1/models",
     "/v1/../tokenize",
     "/v1/%2e%2e/tokenize", "/V1/models", "/v1/models;x", "/table", "/drain",
 ]  # fmt: skip
@@ -51,6 +51,7 @@ def test_all_else_is_404_in_openais_form(front, upstream, path, method):
         ("GET", "/v1/chat/completions", "POST"),
         ("DELETE", "/v1/completions", "POST"),
         ("POST", "/v1/models", "GET"),
+        ("DELETE", "/v1/models/tickets", "GET"),
         ("POST", "/metrics", "GET"),
         ("OPTIONS", "/readyz", "GET"),
         ("PUT", "/toolkit/certificate", "GET"),

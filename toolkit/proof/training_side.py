@@ -115,8 +115,8 @@ def of_foreign_adapter(
                 device=device,
                 trust_remote_code=trust_remote_code,
             )
-        except LOAD_ERRORS as error:
-            why = f"it cannot be loaded here: {str(error).splitlines()[0][:200]}"
+        except (*LOAD_ERRORS, TypeError) as error:
+            why = f"it cannot be loaded here: {(str(error).splitlines() or [repr(error)])[0][:200]}"
     recorder = Recorder(base, dataset, trust_remote_code=trust_remote_code)
     recorder.not_scored = why
     return recorder.write(output, "adapter", precision="fp32", base=base)
