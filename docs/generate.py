@@ -105,7 +105,7 @@ def _first_paragraph(kind: type) -> str:
 
 def preflight() -> str:
     """``reference/preflight.md``: every rule, what engines do with what, and what compares them."""
-    parts = (_rules(), _features(), _formats(), _layouts(), _requests())
+    parts = (_rules(), _features(), _formats(), _adapters_on_quantized(), _layouts(), _requests())
     return "\n".join([*PREFLIGHT, *(line for part in parts for line in part)])
 
 
@@ -175,6 +175,18 @@ def _formats() -> Iterator[str]:
             f"| {s.engine} | {place} | {span(s.since, s.until)} | {s.format} | {says[s.outcome]} "
             f"| {s.why} | {fix} | {s.source} | {', '.join(s.tried)} |"
         )
+    yield ""
+
+
+def _adapters_on_quantized() -> Iterator[str]:
+    from toolkit.preflight.formats import ADAPTERS
+
+    yield "Adapters go onto quantized weights of every format that loads:"
+    yield ""
+    yield "| engine | how, by its source | seen |"
+    yield "| --- | --- | --- |"
+    for engine, source, seen in ADAPTERS:
+        yield f"| {engine} | {source} | {seen or 'read, not tried'} |"
     yield ""
 
 

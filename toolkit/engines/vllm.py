@@ -146,7 +146,7 @@ in shared memory are refused (config/vllm.py), and Ray is another way to start."
 
 
 def _defaults(deployment: Deployment) -> dict[str, str]:
-    """The engine process is forked from the API server, which has imported everything (H200: 1.5 s, not 16.5 s).
+    """The engine process is forked from the API server, which has imported everything (H200: 1 s, not 16.5 s).
 
     The module's own default is ``spawn``, because it cannot know. On one GPU the API server does not touch CUDA before
     the engine is there; where it did after all, in WSL and below Ray, vLLM goes back to ``spawn`` by itself

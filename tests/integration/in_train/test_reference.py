@@ -4,36 +4,30 @@ import json
 import shutil
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from toolkit.errors import PreflightError
-from toolkit.proof import identity, reference
+from toolkit.models.folder import copy_companions
+from toolkit.proof import identity, reference, training_side
 from toolkit.stages import Input, Kind, StageContext
-from toolkit.stages.export import Export, ExportConfig
 from toolkit.stages.reference import Reference, ReferenceConfig
-from toolkit.stages.train import Train
 
 pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
-def exported(train_config, context):
-    """What our own export writes, with its reference."""
-    trained = context("train")
-    result = Train().run(train_config(), trained)
-    ctx = context("export", adapter=Input(trained.output, Kind.adapter, "a" * 64, result.facts))
-    Export().run(ExportConfig(format="adapter"), ctx)
-    return ctx.output
-
-
-@pytest.fixture
-def foreign(exported, tmp_path):
-    """The same as somebody else would hand it over: weights, settings, a template of its own."""
-    folder = tmp_path / "foreign"
-    folder.mkdir()
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        shutil.copyfile(exported / name, folder / name)
-    (folder / "chat_template.jinja").write_text("{{ 1 }}")
-    return folder
+def foreign(base, tmp_path):
+    """What somebody else would hand over: weights, settings, a template of its own."""
+    torch.manual_seed(5)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    settings = LoraConfig(
+        r=4, lora_alpha=8, target_modules=["q_proj", "up_proj"], init_lora_weights=False
+    )
+    get_peft_model(model, settings).save_pretrained(tmp_path / "foreign")
+    (tmp_path / "foreign" / "chat_template.jinja").write_text("{{ 1 }}")
+    return tmp_path / "foreign"
 
 
 def run(tmp_path, base, folder, dataset=None):
@@ -48,19 +42,22 @@ def run(tmp_path, base, folder, dataset=None):
 
 
 def test_it_is_the_reference_that_our_own_export_would_have_written(
-    tmp_path, base, dataset, exported, foreign
+    tmp_path, base, dataset, foreign
 ):
     result, out = run(tmp_path, base, foreign, dataset)
     assert result.facts == {"adapter": "a", "not_scored": None}
-    made, own = reference.read(out), reference.read(exported)
-    assert made.rows == own.rows
-    assert made.conversations == own.conversations
-    assert made.digests == own.digests, "the base's template and tokenizer, the adapter's weights"
+    exported = tmp_path / "exported"
+    shutil.copytree(foreign, exported)
+    copy_companions(base, exported)
+    own = training_side.of_adapter(exported, base, facts={}, dataset=dataset, device="cpu")
+    made = reference.read(out)
+    assert made == own, "the base's template and tokenizer, the adapter's weights and logprobs"
+    assert made.rows
+    assert all(row.logprobs != row.beside for row in made.rows)
     assert (made.kind, made.trained_on) == ("adapter", None)
-    assert identity.weights_digest(out) == identity.weights_digest(foreign)
-    assert (out / "adapter_config.json").read_bytes() == (
-        foreign / "adapter_config.json"
-    ).read_bytes()
+    assert made.digests["base"] == identity.weights_digest(base)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (out / name).read_bytes() == (foreign / name).read_bytes()
 
 
 def test_an_adapter_that_does_not_fit_its_base_says_so_and_claims_nothing(tmp_path, base, foreign):
