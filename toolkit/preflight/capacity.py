@@ -6,19 +6,19 @@ from collections.abc import Iterator
 from dataclasses import replace
 from math import ceil
 
-from toolkit.preflight.adapters import VLLM_RANKS
-from toolkit.preflight.base_facts import LINEARS, BaseFacts
-from toolkit.preflight.facts import Facts
-from toolkit.preflight.formats import WeightFormat, format_of
-from toolkit.preflight.memory import (
-    GIB,
+from toolkit.forecast.parts import GIB
+from toolkit.forecast.serving import (
     RESERVE_BYTES,
     Ask,
     Forecast,
-    ModelShape,
     forecast,
     kv_bytes_per_token,
 )
+from toolkit.forecast.shape import ModelShape
+from toolkit.preflight.adapters import VLLM_RANKS
+from toolkit.preflight.base_facts import BaseFacts, shape_of
+from toolkit.preflight.facts import Facts
+from toolkit.preflight.formats import WeightFormat, format_of
 from toolkit.preflight.verdict import Finding, refuse, rule, warn
 from toolkit.recipe import Recipe
 from toolkit.recipe.recipe import ON
@@ -32,18 +32,6 @@ SHRINKS = {
     WeightFormat.fp8: 0.51,
 }
 """Bytes of quantized linear layers as a share of bf16, scales included (group size 64 or 128)."""
-
-
-def shape_of(base: BaseFacts) -> ModelShape | None:
-    """Sizes for the forecast; ``None`` where the config is not that of a dense decoder."""
-    layers, hidden = base.number("num_hidden_layers"), base.number("hidden_size")
-    inner, vocabulary = base.number("intermediate_size"), base.number("vocab_size")
-    if base.number("kv_lora_rank") or base.is_moe or not (base.kv_heads and base.head_dim):
-        return None
-    if not (layers and hidden and inner and vocabulary):
-        return None
-    linears = tuple(pair for name in LINEARS if (pair := base.linear(name)))
-    return ModelShape(layers, hidden, inner, base.kv_heads, base.head_dim, vocabulary, linears)
 
 
 def _weight_bytes(recipe: Recipe, base: BaseFacts, subject: str) -> int | None:
@@ -104,7 +92,7 @@ def _slot_rank(rank: int, engine: str) -> int:
     "serve.memory",
     "weights, one request of full length and the adapters fit into the GPU",
     "vllm, v1/worker/gpu_worker.py: determine_available_memory; v1/core/kv_cache_utils.py refuses "
-    "to start with less than one request's cache; preflight/memory.py has the formulas",
+    "to start with less than one request's cache; forecast/serving.py has the formulas",
     "fewer tokens, more GPUs, a quantized model or a larger memory_fraction",
 )
 def memory(recipe: Recipe, facts: Facts) -> Iterator[Finding]:

@@ -15,29 +15,16 @@ Where the numbers come from:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-GIB = 2**30
+from toolkit.forecast.parts import GIB
+from toolkit.forecast.shape import ModelShape
 
 RESERVE_BYTES = GIB
 """CUDA context, NCCL, graphs: about 1 GiB on an H100."""
 
 BATCHED_TOKENS = 8192
 """Tokens in one forward pass while prompts are read (vLLM on an H100; 2048 on smaller GPUs)."""
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """Sizes of a decoder; ``linears`` are the (outputs, inputs) of one layer's linear layers."""
-
-    layers: int
-    hidden: int
-    intermediate: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
-    linears: Sequence[tuple[int, int]] = ()
 
 
 @dataclass(frozen=True)
@@ -110,7 +97,9 @@ def kv_bytes_per_token(shape: ModelShape, *, tensor_parallel: int = 1, bytes_eac
 
 def slot_bytes(shape: ModelShape, rank: int, *, tensor_parallel: int = 1) -> int:
     """Bytes of one LoRA slot on one GPU, in bf16: ``lora_A`` whole, ``lora_B`` shared out."""
-    per_layer = sum(inputs + outputs // tensor_parallel for outputs, inputs in shape.linears)
+    per_layer = sum(
+        inputs + outputs // tensor_parallel for outputs, inputs in shape.linears.values()
+    )
     return 2 * rank * shape.layers * per_layer
 
 
