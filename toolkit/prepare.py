@@ -16,6 +16,7 @@ from toolkit.observe import observe
 from toolkit.plan import Observed, Plan, make_plan
 from toolkit.preflight import Facts, Outcome, Verdict, gather_here
 from toolkit.preflight.gpu import GpuFacts, ask_driver, described
+from toolkit.preflight.memory import StepMemory, forecasts
 from toolkit.recipe.load import Loaded, load
 from toolkit.survey import StepStatus, survey
 from toolkit.workspace import Workspace
@@ -35,6 +36,8 @@ class Prepared:
     """By logical name: core, train, quantize and the recipe's engine."""
     verdicts: tuple[Verdict, ...] = ()
     """What preflight said: one verdict for each rule that was silent, and one for each finding."""
+    memory: tuple[StepMemory, ...] = ()
+    """Forecast of every step that puts a model on the GPU."""
     choice: auto.Choice | None = None
     """What ``serve.engine: auto`` came to; ``loaded`` and ``plan`` have it in place of ``auto``."""
 
@@ -128,7 +131,8 @@ def examine(
     plan = make_plan(loaded, observed)
     facts = gather_here(loaded, plan, space, resolved, where.device, gpu=gpu)
     verdicts = preflight.check(loaded.recipe, facts)
-    return Prepared(loaded, plan, space, where.device, resolved, tuple(verdicts), choice)
+    takes = forecasts(loaded.recipe, facts)
+    return Prepared(loaded, plan, space, where.device, resolved, tuple(verdicts), takes, choice)
 
 
 def gpu_of(profile: profiles.Profile) -> GpuFacts | None:

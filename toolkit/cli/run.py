@@ -48,9 +48,12 @@ def plan(
                 "engine": asdict(prepared.choice) if prepared.choice else None,
                 "warnings": prepared.warnings,
                 "preflight": [verdict.as_json() for verdict in prepared.verdicts],
+                "memory": [one.as_json() for one in prepared.memory],
                 "steps": [_described(s, prepared) for s in statuses],
             }
         )
+    else:
+        _show_memory(prepared)
     insist(prepared.verdicts)
     if as_json:
         return
@@ -72,6 +75,41 @@ def plan(
     render.say(
         f"{done} of {len(statuses)} steps are done; artifacts are in {prepared.workspace.root}"
     )
+
+
+MEMORY_COLUMNS = {
+    "weights": ("weights", "gathered blocks"),
+    "adapters": ("adapter", "LoRA slots"),
+    "optimizer": ("optimizer",),
+    "gradients": ("gradients",),
+    "activations": ("activations", "hessians"),
+    "logits": ("logits",),
+    "KV cache": ("KV cache",),
+    "rest": ("fragmentation", "CUDA context", "engine"),
+}
+"""Columns of the table of memory -> the parts that each holds."""
+
+
+def _show_memory(prepared: Prepared) -> None:
+    """GiB on one GPU at the peak of each step, and what would make it fit."""
+    from toolkit.forecast.parts import gib
+
+    if not prepared.memory:
+        return
+    rows = []
+    for one in prepared.memory:
+        sizes = [one.forecast.bytes_of(*names) for names in MEMORY_COLUMNS.values()]
+        limit = one.forecast.limit
+        shown = [gib(size) if size else "" for size in (*sizes, one.forecast.total, limit or 0)]
+        rows.append((one.step, *shown, str(one.fit)))
+    columns = ("GiB at the peak", *MEMORY_COLUMNS, "all", "there is", "verdict")
+    render.table(columns, rows)
+    for one in prepared.memory:
+        for note in one.notes:
+            render.say(f"{one.step}: {note}")
+        if one.proposal:
+            total = gib(one.proposal.forecast.total)
+            render.say(f"{one.step} fits with {one.proposal.text} ({total} GiB)")
 
 
 def _where(status: StepStatus, prepared: Prepared) -> str:

@@ -16,18 +16,21 @@ SHORTEST = 256
 
 @dataclass(frozen=True)
 class Change:
-    """One key of the recipe with another value.
+    """Keys of the recipe with other values.
 
     ``cost`` orders changes by what they do: below 4 the result stays what it was and only time is
     paid, 4 to 8 change numerics or ask for more GPUs, beyond 8 another thing is trained.
     """
 
-    key: str
-    value: str
+    settings: tuple[tuple[str, str | int | bool], ...]
     cost: float
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.value}"
+        return ", ".join(f"{key}: {_yaml(value)}" for key, value in self.settings)
+
+
+def _yaml(value: str | int | bool) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,15 @@ class Proposal:
     changes: tuple[Change, ...]
     forecast: Forecast
 
-    def __str__(self) -> str:
-        return "set " + ", ".join(map(str, self.changes))
+    @property
+    def settings(self) -> dict[str, str | int | bool]:
+        """Key of the recipe -> value."""
+        return dict(pair for change in self.changes for pair in change.settings)
+
+    @property
+    def text(self) -> str:
+        """As one writes it into the recipe."""
+        return ", ".join(map(str, self.changes))
 
 
 Way = tuple[Setup, tuple[Change, ...]]
@@ -105,7 +115,7 @@ def _applied(setup: Setup, fields: dict[str, object]) -> Setup:
 def _recompute(setup: Setup) -> list[Choice]:
     if setup.keep == "nothing":
         return [SAME]
-    change = Change("train.gradient_checkpointing", "true", 1)
+    change = Change((("train.gradient_checkpointing", True),), 1)
     return [SAME, (change, {"keep": "nothing"})]
 
 
@@ -126,13 +136,13 @@ def _batches(setup: Setup) -> list[Choice]:
 def _optimizers(setup: Setup) -> list[Choice]:
     if setup.optimizer == "adamw_8bit":
         return [SAME]
-    return [SAME, (Change("train.optimizer", "adamw_8bit", 4), {"optimizer": "adamw_8bit"})]
+    return [SAME, (Change((("train.optimizer", "adamw_8bit"),), 4), {"optimizer": "adamw_8bit"})]
 
 
 def _shards(setup: Setup, gpus: int) -> list[Choice]:
     if gpus < 2 or setup.parallel in ("zero3", "fsdp"):
         return [SAME]
-    change = Change("train.parallel", "fsdp", 5)
+    change = Change((("train.parallel", "fsdp"),), 5)
     return [SAME, (change, {"parallel": "fsdp", "gpus": gpus})]
 
 
@@ -140,13 +150,13 @@ def _methods(setup: Setup) -> list[Choice]:
     found = [SAME]
     if setup.method == "full":
         fields = {"method": "lora", "targets": tuple(setup.shape.linears), "rank": 16}
-        found.append((Change("train.method", "lora", 12), {**fields, "base": "bf16"}))
+        found.append((Change((("train.method", "lora"),), 12), {**fields, "base": "bf16"}))
     if setup.method != "qlora" and setup.width == 2:
         fields = {"method": "qlora", "targets": setup.targets or tuple(setup.shape.linears)}
         rank = setup.rank or 16
         cost = 8 if setup.method == "lora" else 13
         found.append(
-            (Change("train.method", "qlora", cost), {**fields, "rank": rank, "base": "nf4"})
+            (Change((("train.method", "qlora"),), cost), {**fields, "rank": rank, "base": "nf4"})
         )
     return found
 
@@ -156,5 +166,5 @@ def _lengths(setup: Setup) -> list[Choice]:
     found, length, steps = [SAME], setup.rows.length, 0
     while length // 2 >= SHORTEST:
         length, steps = length // 2, steps + 1
-        found.append((Change("model.max_length", str(length), 20 * steps), {"length": length}))
+        found.append((Change((("model.max_length", length),), 20 * steps), {"length": length}))
     return found

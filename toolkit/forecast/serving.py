@@ -17,7 +17,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from toolkit.forecast.parts import GIB
+from toolkit.forecast import parts
+from toolkit.forecast.parts import GIB, Fit
 from toolkit.forecast.shape import ModelShape
 
 RESERVE_BYTES = GIB
@@ -118,3 +119,23 @@ def forecast(shape: ModelShape, ask: Ask) -> Forecast:
         per_token=per_token,
         context=per_token * ask.context,
     )
+
+
+def held_against(now: Forecast, ask: Ask) -> tuple[parts.Forecast, Fit]:
+    """The same as parts, with the KV cache that is asked for, and whether that much is there.
+
+    ``tight`` means that fewer requests than asked for are decoded together; the others wait.
+    """
+    wanted = now.per_token * ask.context * ask.concurrent
+    named = parts.parts(
+        weights=now.weights,
+        LoRA_slots=now.slots,
+        activations=now.activations,
+        KV_cache=wanted,
+        engine=RESERVE_BYTES,
+    )
+    if not now.fits:
+        fit = Fit.too_large
+    else:
+        fit = Fit.fits if now.tokens >= ask.context * ask.concurrent else Fit.tight
+    return parts.Forecast(named, ask.gpu_bytes, now.budget), fit

@@ -19,6 +19,7 @@ from toolkit.preflight import (
     capacity,
     context,
     files,
+    memory,
     quantization,
     serving,
     tensors,
@@ -40,6 +41,7 @@ RULES: tuple[Rule, ...] = (
     *quantization.RULES,
     *serving.RULES,
     *capacity.RULES,
+    *memory.RULES,
     *adapters.RULES,
     *tensors.RULES,
 )

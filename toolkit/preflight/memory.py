@@ -1,0 +1,202 @@
+"""How much GPU memory the steps of a recipe take, and rules on it. The formulas are in ``toolkit/forecast``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+from toolkit.forecast import quantizing, training
+from toolkit.forecast.block import Rows
+from toolkit.forecast.changes import Proposal, least_gpu_gib, smallest
+from toolkit.forecast.parts import Fit, Forecast, gib, summed
+from toolkit.forecast.shape import ModelShape
+from toolkit.preflight import capacity
+from toolkit.preflight.base_facts import shape_of
+from toolkit.preflight.facts import Facts
+from toolkit.preflight.formats import format_of
+from toolkit.preflight.verdict import Finding, refuse, rule, warn
+from toolkit.recipe import Recipe
+from toolkit.recipe.train import TrainSection
+
+BF16_FROM = 8.0
+"""Compute capability from which a GPU has bf16."""
+
+UNEVEN = 1.25
+"""How much denser in trained tokens the worst packed batch is taken to be than the average one."""
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """The forecast of one step."""
+
+    step: str
+    forecast: Forecast
+    fit: Fit
+    proposal: Proposal | None = None
+    """The smallest change with which it fits, where it does not or may not."""
+    notes: tuple[str, ...] = ()
+    """What was assumed because nobody knows it yet."""
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``--json``: whole bytes."""
+        proposal = self.proposal
+        return {
+            "step": self.step,
+            "parts_bytes": {part.name: part.bytes for part in self.forecast.parts},
+            "total_bytes": self.forecast.total,
+            "gpu_bytes": self.forecast.gpu_bytes,
+            "verdict": str(self.fit),
+            "notes": list(self.notes),
+            "change": proposal
+            and {
+                "set": proposal.settings,
+                "total_bytes": proposal.forecast.total,
+            },
+        }
+
+
+def forecasts(recipe: Recipe, facts: Facts) -> tuple[StepMemory, ...]:
+    """Of every step that puts a model on the GPU; empty without one, and where the base is unknown."""
+    shape = shape_of(facts.base) if facts.base else None
+    if shape is None or facts.accelerator != "cuda":
+        return ()
+    found = [
+        *_training(recipe, facts, shape),
+        *_quantizing(recipe, facts, shape),
+        *_serving(recipe, facts),
+    ]
+    return tuple(found)
+
+
+def _gpu_bytes(facts: Facts) -> int | None:
+    return facts.gpu.memory_bytes if facts.gpu else None
+
+
+def _training(recipe: Recipe, facts: Facts, shape: ModelShape) -> Iterator[StepMemory]:
+    if recipe.train is None:
+        return
+    setup, notes = training_setup(recipe, recipe.train, facts, shape)
+    gpu = _gpu_bytes(facts)
+    found = training.forecast(setup, gpu)
+    proposal = None
+    if gpu and found.fit is not Fit.fits:
+        proposal = smallest(setup, gpu, facts.gpu.count if facts.gpu else 1)
+    yield StepMemory("train", found, found.fit, proposal, notes)
+
+
+def training_setup(
+    recipe: Recipe, train: TrainSection, facts: Facts, shape: ModelShape
+) -> tuple[training.Setup, tuple[str, ...]]:
+    """What decides the memory of the train step, and what was assumed."""
+    rows, notes = _worst_rows(recipe, train, facts)
+    if not shape.known:
+        notes = (
+            *notes,
+            f"{facts.base and facts.base.family or 'this kind'} is taken to be like Llama",
+        )
+    old = (facts.capability or BF16_FROM) < BF16_FROM
+    width = 4 if train.precision == "fp32" or (train.precision == "auto" and old) else 2
+    base: training.Base = "bf16" if width == 2 else "fp32"
+    lora = train.lora
+    setup = training.Setup(
+        shape,
+        train.method,
+        "nf4" if train.method == "qlora" else base,
+        width,
+        rows,
+        tuple(shape.linears) if lora.targets == "all-linear" else lora.targets,
+        lora.rank,
+        "everything" if train.gradient_checkpointing is False else "nothing",
+        optimizer=train.optimizer,
+        accumulation=train.gradient_accumulation,
+        dropout=lora.dropout > 0,
+    )
+    return setup, notes
+
+
+def _worst_rows(recipe: Recipe, train: TrainSection, facts: Facts) -> tuple[Rows, tuple[str, ...]]:
+    """The largest micro-batch there can be: full sequences, as far as the rows are known."""
+    length, made, notes = recipe.model.max_length, facts.dataset, []
+    sequences, share = train.batch_size, 1.0
+    if made:
+        sequences = min(sequences, int(made["rows"]))
+        longest = min(length, int(made["longest_row"]))
+        length = length if train.packing else longest
+        if train.packing:
+            share = min(1.0, UNEVEN * made["trained_tokens"] / max(1, made["tokens"]))
+    else:
+        notes = ["rows are not made yet: taken to be model.max_length long and trained throughout"]
+    trained = ceil(sequences * length * share)
+    return Rows(sequences, length, trained, train.packing), tuple(notes)
+
+
+def _quantizing(recipe: Recipe, facts: Facts, shape: ModelShape) -> Iterator[StepMemory]:
+    for section in recipe.quantize:
+        bits = section.bits or (4 if section.method in ("gptq", "awq", "bnb") else 8)
+        length = min(recipe.model.max_length, int(facts.dataset.get("longest_row", 2**31)))
+        setup = quantizing.QuantizeSetup(shape, section.method, bits, length)
+        found = quantizing.forecast(setup, _gpu_bytes(facts))
+        yield StepMemory(f"quantize-{section.label}", found, found.fit)
+
+
+def _serving(recipe: Recipe, facts: Facts) -> Iterator[StepMemory]:
+    for subject in recipe.served if recipe.serve else ():
+        found = capacity.served(recipe, facts, subject)
+        if found is not None:
+            yield StepMemory(f"serve-{subject}", *found)
+
+
+@rule(
+    "train.memory",
+    "training fits into the GPU",
+    "forecast/training.py has the formulas, docs/explanation/memory-forecast.md what was measured",
+    "a smaller batch, recomputing, 8-bit optimizer states, qlora, or more GPUs",
+)
+def train_memory(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
+    """Refuses what no error of the forecast could make fit."""
+    if recipe.train is None or "train" in facts.done:
+        return
+    for one in forecasts(recipe, facts):
+        if one.step == "train" and one.fit in (Fit.too_large, Fit.tight):
+            yield _finding(one, recipe, facts)
+
+
+@rule(
+    "quantize.memory",
+    "quantizing fits into the GPU",
+    "stages/quantize.py measures the whole model before and after; forecast/quantizing.py",
+    "a lower model.max_length or a larger GPU",
+)
+def quantize_memory(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
+    """The whole model is on the GPU while it is measured, whatever the method."""
+    for one in forecasts(recipe, facts):
+        if one.step.startswith("quantize-") and one.step not in facts.done:
+            if one.fit in (Fit.too_large, Fit.tight):
+                yield _finding(one, recipe, facts)
+
+
+def _finding(one: StepMemory, recipe: Recipe, facts: Facts) -> Finding:
+    verb = "does not fit" if one.fit is Fit.too_large else "is tight"
+    message = (
+        f"{one.step} {verb}: {summed(one.forecast.parts)} of {gib(one.forecast.limit or 0)} GiB"
+    )
+    hint = _hint(one, recipe, facts)
+    if one.fit is Fit.too_large:
+        return refuse(message, hint)
+    probe = f"toolkit train --probe tells for certain; {hint}" if one.step == "train" else hint
+    return warn(message, probe)
+
+
+def _hint(one: StepMemory, recipe: Recipe, facts: Facts) -> str:
+    if one.proposal is not None:
+        return f"set {one.proposal.text} ({gib(one.proposal.forecast.total)} GiB)"
+    shape = shape_of(facts.base) if facts.base else None
+    if one.step == "train" and recipe.train and shape:
+        least = least_gpu_gib(training_setup(recipe, recipe.train, facts, shape)[0])
+        return f"no setting makes it fit: take a GPU with at least {least} GiB"
+    return f"take a GPU with at least {ceil(one.forecast.total * 1.05 / 2**30)} GiB"
+
+
+RULES = (train_memory, quantize_memory)
