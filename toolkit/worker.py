@@ -18,7 +18,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,8 @@ class StepSpec:
     experiment: str
     parent_run: str | None
     resume: bool = True
+    probe: bool = False
+    """Only try out whether it fits; nothing is kept."""
 
     @classmethod
     def read(cls, path: Path) -> StepSpec:
@@ -88,6 +90,7 @@ class StepSpec:
             "recipe_dir": self.recipe_dir,
             "device": self.device,
             "resume": self.resume,
+            "probe": self.probe,
             "interpreters": {
                 name: {key: e[key] for key in ("python", "pythonpath", "variables")}
                 for name, e in self.environments.items()
@@ -139,6 +142,26 @@ def run_step(spec: StepSpec, show: Show) -> Artifact:
         _forget(state, keep=KEPT_STATE)
         show(spec.step, {"event": "finished", "metrics": outcome.metrics})
         return done
+
+
+def probe_step(spec: StepSpec, show: Show) -> Outcome:
+    """Run a step's stage only for what it measures; keep nothing, and no MLflow run of it.
+
+    Raises:
+        ToolkitError: The stage's own error; its log stays in the state folder with ``-probe``.
+    """
+    state, output = private_folder(Path(f"{spec.state}-probe")), f"{spec.artifact}-probe"
+    trial = replace(spec, state=str(state), artifact=output, resume=False, probe=True)
+    part = artifact.part_of(Path(output))
+    _empty(part)
+    show(spec.step, {"event": "started"})
+    try:
+        outcome = run_stage(trial, trial.write(), lambda event: show(spec.step, event))
+    finally:
+        shutil.rmtree(part)
+    shutil.rmtree(state)
+    show(spec.step, {"event": "finished", "metrics": outcome.metrics})
+    return outcome
 
 
 def _mlflow_run(spec: StepSpec) -> StepRun:

@@ -284,6 +284,9 @@ def judged(case: Case, device: str, *, tiny: bool) -> dict[str, Any]:
         seen: dict[str, Any] | None = run(case, device, tiny=tiny)
     except torch.OutOfMemoryError:
         seen = None
+    except ImportError as error:
+        print(f"{case.label}: {error}")
+        seen = {"allocated": 0}
     return {
         "case": asdict(case) | {"label": case.label},
         "forecast": {

@@ -85,7 +85,7 @@ MEMORY_COLUMNS = {
     "activations": ("activations", "hessians"),
     "logits": ("logits",),
     "KV cache": ("KV cache",),
-    "rest": ("fragmentation", "CUDA context", "engine"),
+    "rest": ("workspace", "fragmentation", "CUDA context", "engine"),
 }
 """Columns of the table of memory -> the parts that each holds."""
 
@@ -189,17 +189,25 @@ def _stage_command(stages: tuple[str, ...], what: str, example: str) -> click.Co
         is_flag=True,
         help="Refuse when earlier steps are not done, instead of running them.",
     )
-    def command(recipe: Path, **options: Any) -> None:
-        run_stages(recipe, stages, **options)
+    def command(recipe: Path, *, probe: bool = False, **options: Any) -> None:
+        if probe:
+            run_probe(recipe, stages[0], **options)
+        else:
+            run_stages(recipe, stages, **options)
 
     return command
 
 
-train = _stage_command(
+_train = _stage_command(
     ("train",),
     "Run a recipe as far as training; missing inputs are made first.",
     "train recipes/demo/tickets.yaml --set train.lora.rank=8",
 )
+train = click.option(
+    "--probe",
+    is_flag=True,
+    help="Only try out whether it fits: two steps on the worst batch, measured; keeps nothing.",
+)(_train)
 export = _stage_command(
     ("export",),
     "Run a recipe as far as the exported adapter and merged model.",
@@ -250,6 +258,44 @@ def run_stages(
     else:
         _show(outcome, prepared)
     return outcome
+
+
+def run_probe(
+    recipe: Path,
+    name: str,
+    *,
+    overrides: tuple[str, ...],
+    profile: str | None,
+    workspace: Path | None,
+    as_json: bool,
+    frozen: bool,
+    **_: Any,
+) -> None:
+    """Make what the step reads, run two steps of it on the worst batch, and show forecast and measurement."""
+    from toolkit import execute
+    from toolkit.prepare import prepare
+    from toolkit.worker import raise_on_sigterm
+
+    raise_on_sigterm()
+    prepared = prepare(recipe, overrides, profile, workspace).cut((name,))
+    prepared.require_environments(prepared.survey())
+    found = execute.probe(prepared, name, render.Progress().show, frozen=frozen)
+    if as_json:
+        render.as_json({"metrics": found.metrics, **found.facts})
+    else:
+        _show_probe(found.facts)
+
+
+def _show_probe(facts: dict[str, Any]) -> None:
+    from toolkit.forecast.parts import gib
+
+    render.table(
+        ("part", "forecast GiB"), [(name, gib(size)) for name, size in facts["parts_bytes"].items()]
+    )
+    seen = facts["measured_bytes"]
+    measured = f"{gib(seen)} GiB of {gib(facts['gpu_bytes'])}" if seen else "not measured: no GPU"
+    expected = f"{gib(facts['total_bytes'])} GiB" if facts["total_bytes"] else "nothing"
+    render.say(f"two steps of {facts['batch']}: forecast {expected}, measured {measured}")
 
 
 def summary(outcome: RunOutcome) -> dict[str, Any]:

@@ -126,9 +126,8 @@ def _batches(setup: Setup) -> list[Choice]:
     while size > 1:
         size, steps = size // 2, steps + 1
         times = ceil(whole / size)
-        change = Change(
-            "train.batch_size", f"{size}, train.gradient_accumulation: {times}", 2 + steps / 8
-        )
+        pairs = (("train.batch_size", size), ("train.gradient_accumulation", times))
+        change = Change(pairs, 2 + steps / 8)
         found.append((change, {"sequences": size, "accumulation": times}))
     return found
 

@@ -134,8 +134,6 @@ def held_against(now: Forecast, ask: Ask) -> tuple[parts.Forecast, Fit]:
         KV_cache=wanted,
         engine=RESERVE_BYTES,
     )
-    if not now.fits:
-        fit = Fit.too_large
-    else:
-        fit = Fit.fits if now.tokens >= ask.context * ask.concurrent else Fit.tight
+    enough = now.tokens >= ask.context * ask.concurrent
+    fit = (Fit.fits if enough else Fit.tight) if now.fits else Fit.too_large
     return parts.Forecast(named, ask.gpu_bytes, now.budget), fit

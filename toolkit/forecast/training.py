@@ -138,7 +138,7 @@ def forecast(setup: Setup, gpu_bytes: int | None = None) -> Forecast:
         held["gathered blocks"] = 2 * block
     gradients = FLOAT * setup.trained_weights / (ways if "gradients" in shared else 1)
     passing = max(_moments(setup, gradients), key=lambda moment: sum(moment.values()))
-    passing["gradients"] = passing.get("gradients", 0.0) + WORKSPACE_BYTES
+    passing["workspace"] = WORKSPACE_BYTES
     loose = LOOSE_SHARE * sum(passing.values())
     named = {**held, **passing, "fragmentation": loose, "CUDA context": float(CONTEXT_BYTES)}
     return Forecast(parts(**named), gpu_bytes)

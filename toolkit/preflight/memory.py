@@ -15,7 +15,6 @@ from toolkit.forecast.shape import ModelShape
 from toolkit.preflight import capacity
 from toolkit.preflight.base_facts import shape_of
 from toolkit.preflight.facts import Facts
-from toolkit.preflight.formats import format_of
 from toolkit.preflight.verdict import Finding, refuse, rule, warn
 from toolkit.recipe import Recipe
 from toolkit.recipe.train import TrainSection
@@ -94,13 +93,18 @@ def training_setup(
     if not shape.known:
         notes = (
             *notes,
-            f"{facts.base and facts.base.family or 'this kind'} is taken to be like Llama",
+            f"{(facts.base and facts.base.family) or 'this kind'} is taken to be like Llama",
         )
     old = (facts.capability or BF16_FROM) < BF16_FROM
     width = 4 if train.precision == "fp32" or (train.precision == "auto" and old) else 2
+    return setup_of(train, shape, rows, width), notes
+
+
+def setup_of(train: TrainSection, shape: ModelShape, rows: Rows, width: int) -> training.Setup:
+    """What decides the memory of a training section on a GPU; ``width`` is 2 in bf16 and 4 in fp32."""
     base: training.Base = "bf16" if width == 2 else "fp32"
     lora = train.lora
-    setup = training.Setup(
+    return training.Setup(
         shape,
         train.method,
         "nf4" if train.method == "qlora" else base,
@@ -113,7 +117,6 @@ def training_setup(
         accumulation=train.gradient_accumulation,
         dropout=lora.dropout > 0,
     )
-    return setup, notes
 
 
 def _worst_rows(recipe: Recipe, train: TrainSection, facts: Facts) -> tuple[Rows, tuple[str, ...]]:
@@ -172,9 +175,9 @@ def train_memory(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
 def quantize_memory(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
     """The whole model is on the GPU while it is measured, whatever the method."""
     for one in forecasts(recipe, facts):
-        if one.step.startswith("quantize-") and one.step not in facts.done:
-            if one.fit in (Fit.too_large, Fit.tight):
-                yield _finding(one, recipe, facts)
+        due = one.step.startswith("quantize-") and one.step not in facts.done
+        if due and one.fit in (Fit.too_large, Fit.tight):
+            yield _finding(one, recipe, facts)
 
 
 def _finding(one: StepMemory, recipe: Recipe, facts: Facts) -> Finding:

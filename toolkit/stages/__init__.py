@@ -104,6 +104,8 @@ class StageContext:
     resume: bool = True
     interpreters: Mapping[str, Interpreter] = field(default_factory=dict)
     events: IO[str] | None = None
+    probe: bool = False
+    """Only try out whether it fits: two steps on the worst batch, nothing is kept."""
 
     def log(self, step: int, **metrics: float) -> None:
         """Record metrics at a step: a line of ``metrics.jsonl``, and from there MLflow."""

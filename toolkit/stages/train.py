@@ -45,10 +45,13 @@ class Train:
         from toolkit.models.folder import copy_companions
         from toolkit.train import curves
         from toolkit.train.model import numerics_for, use_cores
+        from toolkit.train.probe import probe
         from toolkit.train.sft import fine_tune
 
         use_cores()
         numerics = numerics_for(config.train, ctx.device)
+        if ctx.probe:
+            return probe(config.train, config.max_length, config.seed, numerics, ctx)
         outcome = fine_tune(config.train, config.max_length, config.seed, numerics, ctx)
         effect = None if config.train.method == "full" else _effect(outcome.model, ctx)
         _save(outcome.model, config.train.method, ctx.output)

@@ -14,12 +14,13 @@ from toolkit.data.store import TokenStore
 from toolkit.errors import ArtifactError, StepFailedError
 from toolkit.recipe.train import TrainSection
 from toolkit.stages import StageContext
-from toolkit.train import checkpoint
+from toolkit.train import checkpoint, expected
 from toolkit.train.batches import collate, lengths_of, rows_with_targets
 from toolkit.train.checkpoint import Position
 from toolkit.train.interrupt import StopOnTerm
 from toolkit.train.loss import mean_loss, summed_loss
 from toolkit.train.model import Numerics, build_model, trainable
+from toolkit.train.oom import Guard, gpu_bytes
 from toolkit.train.optimizer import build_optimizer, set_learning_rate
 from toolkit.train.order import MicroBatch, RowLedger, Step, micro_batches, plan_steps
 from toolkit.train.schedule import factor, warmup_steps
@@ -36,7 +37,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class _Rows:
+class Rows:
     """What the loop reads: stored rows, the whole plan, and the batches of the held-out loss."""
 
     train: TokenStore
@@ -57,7 +58,10 @@ def fine_tune(
         ArtifactError: A checkpoint is damaged or belongs to other rows.
     """
     base = ctx.inputs["model"]
-    rows = _read_rows(ctx.inputs["dataset"].path, config, max_length, seed)
+    rows = read_rows(ctx.inputs["dataset"].path, config, max_length, seed)
+    takes = expected.setup_of_run(config, base.path, numerics, rows.train, rows.steps)
+    expected.say(takes, gpu_bytes(), ctx)
+    guard = Guard(config, takes, ctx)
     seed_everything(seed)
     ctx.note(f"loading the base model ({numerics.trained_on})")
     model = build_model(base.path, config, numerics, ctx.device, base.facts)
@@ -72,8 +76,13 @@ def fine_tune(
             started = time.perf_counter()
             rate = config.learning_rate * factor(position.step, total, warmup, config.schedule)
             set_learning_rate(optimizer, rate)
-            loss, tokens, trained = _gradients(model, step, rows, position.step, ctx)
-            norm = _clip(model, config.max_grad_norm, position.step, step)
+            loss, tokens, trained = guard.run(
+                step,
+                position.step,
+                lambda cut: gradients(model, cut, rows, position.step, ctx),
+                lambda: optimizer.zero_grad(set_to_none=True),
+            )
+            norm = clip(model, config.max_grad_norm, position.step, step)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
@@ -119,7 +128,12 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _read_rows(dataset: Path, config: TrainSection, max_length: int, seed: int) -> _Rows:
+def read_rows(dataset: Path, config: TrainSection, max_length: int, seed: int) -> Rows:
+    """What the loop reads, planned from the first step to the last.
+
+    Raises:
+        DataError: No row has a trained token, or one is too long.
+    """
     import numpy as np
 
     train = TokenStore(dataset / "tokens" / "train")
@@ -132,7 +146,7 @@ def _read_rows(dataset: Path, config: TrainSection, max_length: int, seed: int) 
     # never packed: few rows, and which are compared does not depend on how the recipe packs
     apart = config.model_copy(update={"packing": False})
     batches = micro_batches(scored, lengths_of(heldout, scored), apart, max_length, (seed, 0))
-    return _Rows(train, steps, heldout, batches)
+    return Rows(train, steps, heldout, batches)
 
 
 def _start(model: Any, optimizer: Any, steps: list[Step], ctx: StageContext) -> Position:
@@ -154,8 +168,8 @@ def _start(model: Any, optimizer: Any, steps: list[Step], ctx: StageContext) -> 
     return position
 
 
-def _gradients(
-    model: Any, step: Step, rows: _Rows, done: int, ctx: StageContext
+def gradients(
+    model: Any, step: Step, rows: Rows, done: int, ctx: StageContext
 ) -> tuple[float, int, int]:
     """Add up the gradients of one step; return its loss, tokens and trained tokens.
 
@@ -177,7 +191,7 @@ def _gradients(
     return sum(values), sum(batch.tokens for batch in batches), trained
 
 
-def _clip(model: Any, max_norm: float, done: int, step: Step) -> float:
+def clip(model: Any, max_norm: float, done: int, step: Step) -> float:
     """Scale gradients down to ``max_norm``; return the norm they had."""
     import torch
 
@@ -197,7 +211,7 @@ def _not_finite(what: str, value: float, done: int, rows: list[int]) -> None:
     )
 
 
-def _heldout_loss(model: Any, rows: _Rows, ctx: StageContext) -> float:
+def _heldout_loss(model: Any, rows: Rows, ctx: StageContext) -> float:
     ctx.note(f"held-out loss over {sum(map(len, rows.heldout_batches))} rows")
     return mean_loss(model, rows.heldout, rows.heldout_batches)
 
