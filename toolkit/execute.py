@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from toolkit import gates, tracking
@@ -181,6 +181,7 @@ def _spec(
         experiment=plan.recipe.tracking.experiment or plan.recipe.name,
         parent_run=parent,
         resume=resume,
+        launch=asdict(prepared.launch) if step.stage == "train" else {},
     )
 
 

@@ -18,7 +18,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,8 @@ class StepSpec:
     resume: bool = True
     probe: bool = False
     """Only try out whether it fits; nothing is kept."""
+    launch: dict[str, Any] = field(default_factory=dict)
+    """How many processes the stage is, when more than one (``train/parallel/launch.py``: Launch)."""
 
     @classmethod
     def read(cls, path: Path) -> StepSpec:
@@ -91,6 +93,8 @@ class StepSpec:
             "device": self.device,
             "resume": self.resume,
             "probe": self.probe,
+            "launch": self.launch,
+            "fingerprint": self.fingerprint,
             "interpreters": {
                 name: {key: e[key] for key in ("python", "pythonpath", "variables")}
                 for name, e in self.environments.items()

@@ -46,6 +46,7 @@ def plan(
             {
                 "recipe": str(recipe),
                 "engine": asdict(prepared.choice) if prepared.choice else None,
+                "training": _training(prepared),
                 "warnings": prepared.warnings,
                 "preflight": [verdict.as_json() for verdict in prepared.verdicts],
                 "memory": [one.as_json() for one in prepared.memory],
@@ -70,6 +71,8 @@ def plan(
     render.table(("step", "state", "why", "environment", "fingerprint"), rows)
     if prepared.choice:
         render.say(f"served by {prepared.choice.engine}: {prepared.choice.reason}")
+    if prepared.training_said:
+        render.say(prepared.training_said)
     _warn(prepared)
     done = sum(s.done for s in statuses)
     render.say(
@@ -110,6 +113,18 @@ def _show_memory(prepared: Prepared) -> None:
         if one.proposal:
             total = gib(one.proposal.forecast.total)
             render.say(f"{one.step} fits with {one.proposal.text} ({total} GiB)")
+
+
+def _training(prepared: Prepared) -> dict[str, Any] | None:
+    """How many processes train together, and how."""
+    train = prepared.loaded.recipe.train
+    if train is None:
+        return None
+    return asdict(prepared.launch) | {
+        "parallel": train.parallel if prepared.launch.ranks > 1 else None,
+        "reason": prepared.parallel.reason if prepared.parallel else None,
+        "effective_batch": train.batch_size * train.gradient_accumulation * prepared.launch.ranks,
+    }
 
 
 def _where(status: StepStatus, prepared: Prepared) -> str:

@@ -57,6 +57,8 @@ class Facts:
     """What the data step said of its rows (longest_row, tokens, ...); empty when it has not run."""
     done: frozenset[str] = frozenset()
     """Names of the steps whose artifact is there."""
+    ranks: int = 1
+    """Processes that train together."""
 
     @property
     def engine_name(self) -> str:

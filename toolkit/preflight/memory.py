@@ -97,10 +97,12 @@ def training_setup(
         )
     old = (facts.capability or BF16_FROM) < BF16_FROM
     width = 4 if train.precision == "fp32" or (train.precision == "auto" and old) else 2
-    return setup_of(train, shape, rows, width), notes
+    return setup_of(train, shape, rows, width, facts.ranks), notes
 
 
-def setup_of(train: TrainSection, shape: ModelShape, rows: Rows, width: int) -> training.Setup:
+def setup_of(
+    train: TrainSection, shape: ModelShape, rows: Rows, width: int, gpus: int = 1
+) -> training.Setup:
     """What decides the memory of a training section on a GPU; ``width`` is 2 in bf16 and 4 in fp32."""
     base: training.Base = "bf16" if width == 2 else "fp32"
     lora = train.lora
@@ -116,6 +118,8 @@ def setup_of(train: TrainSection, shape: ModelShape, rows: Rows, width: int) -> 
         optimizer=train.optimizer,
         accumulation=train.gradient_accumulation,
         dropout=lora.dropout > 0,
+        gpus=gpus,
+        parallel="ddp" if train.parallel == "auto" else train.parallel,
     )
 
 

@@ -38,7 +38,9 @@ class TrainSection(Section):
     batch_size: Count = 8
     """Sequences per forward pass on each device; a packed sequence counts as one."""
     gradient_accumulation: Count = 1
-    """Forward passes per optimizer step."""
+    """Forward passes of each device per optimizer step: a step sees `batch_size` times this times the devices."""
+    parallel: Literal["auto", "ddp", "zero2", "zero3", "fsdp"] = "auto"
+    """How several GPUs share the work. `ddp`: each holds the model; `zero2`: optimizer state and gradients are shared out; `zero3`, `fsdp`: weights too; `auto`: `ddp` where it fits. One GPU needs none."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     """Peak learning rate."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.errors import PreflightError
@@ -23,6 +22,8 @@ from toolkit.train.order import MicroBatch, Step
 if TYPE_CHECKING:
     from toolkit.data.store import TokenStore
     from toolkit.train.model import Numerics
+    from toolkit.train.parallel.ranks import Ranks
+    from toolkit.train.sft import Rows as Planned
 
 
 def sizes(store: TokenStore, batch: MicroBatch) -> Rows:
@@ -54,18 +55,19 @@ def _takes(rows: Rows, setup: Setup | None) -> int:
 
 def setup_of_run(
     config: TrainSection,
-    base: Path,
+    ctx: StageContext,
     numerics: Numerics,
-    store: TokenStore,
-    steps: Sequence[Step],
+    planned: Planned,
+    ranks: Ranks,
 ) -> Setup | None:
     """What decides this run's memory; ``None`` where the base is not a dense decoder."""
+    base = ctx.inputs["model"].path
     shape = shape_of(BaseFacts(json.loads((base / "config.json").read_text())))
     if shape is None:
         return None
     width = 2 if numerics.precision == "bf16" else 4
-    setup = setup_of(config, shape, Rows(1, 1, 1), width)
-    return replace(setup, rows=sizes(store, worst(store, steps, setup)))
+    setup = setup_of(config, shape, Rows(1, 1, 1), width, ranks.count)
+    return replace(setup, rows=sizes(planned.train, worst(planned.train, planned.steps, setup)))
 
 
 def say(setup: Setup | None, gpu_bytes: int | None, ctx: StageContext) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from toolkit.errors import StepFailedError
 from toolkit.forecast import training
@@ -20,6 +20,9 @@ from toolkit.forecast.training import Setup
 from toolkit.recipe.train import TrainSection
 from toolkit.stages import StageContext
 from toolkit.train.order import MicroBatch, Step
+
+if TYPE_CHECKING:
+    from toolkit.train.parallel.engine import Engine
 
 T = TypeVar("T")
 
@@ -31,28 +34,27 @@ class Guard:
         config: ``on_oom`` and ``batch_size``.
         setup: What the forecast is made of; ``None`` for a model of another kind.
         ctx: Where it is said and logged.
-        ranks: Processes that train together; several cannot halve, since all would have to fail.
+        engine: Whose gradients a failed attempt leaves. Several ranks cannot halve: when one of them
+            fails in the middle of a pass, the others already wait for it.
     """
 
     def __init__(
-        self, config: TrainSection, setup: Setup | None, ctx: StageContext, ranks: int = 1
+        self, config: TrainSection, setup: Setup | None, ctx: StageContext, engine: Engine
     ) -> None:
         self.at_once = config.batch_size
         """Sequences of one forward pass, at most."""
-        self._halves = config.on_oom == "halve_batch" and ranks == 1
+        self._halves = config.on_oom == "halve_batch" and engine.ranks.count == 1
         self._setup = setup
         self._ctx = ctx
+        self._engine = engine
 
-    def run(
-        self, step: Step, done: int, compute: Callable[[Step], T], forget: Callable[[], Any]
-    ) -> T:
+    def run(self, step: Step, done: int, compute: Callable[[Step], T]) -> T:
         """``compute(step)``, again with smaller micro-batches when memory runs out.
 
         Args:
             step: What to compute.
             done: Optimizer steps before it.
             compute: Adds up the gradients of a step.
-            forget: Drops the gradients that a failed attempt left.
 
         Raises:
             StepFailedError: Out of memory, and nothing is left to halve; says what took it.
@@ -62,7 +64,7 @@ class Guard:
             finished, result, failure = _attempt(compute, cut)
             if finished is not None:
                 return result[0]
-            forget()
+            self._engine.optimizer.zero_grad(set_to_none=True)
             free_memory()
             largest = max(map(len, cut.batches))
             if not self._halves or largest == 1:

@@ -2,54 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolkit.forecast import training
-from toolkit.recipe.train import TrainSection
 from toolkit.stages import StageContext, StageResult
 from toolkit.train import expected, sft
-from toolkit.train.model import Numerics, build_model
+from toolkit.train.checkpoint import Position
+from toolkit.train.model import Numerics
 from toolkit.train.oom import Guard, gpu_bytes
-from toolkit.train.optimizer import build_optimizer
 from toolkit.train.order import Step
+from toolkit.train.parallel.ranks import Ranks
+
+if TYPE_CHECKING:
+    from toolkit.stages.train import TrainConfig
 
 STEPS = 2
 """The optimizer's states exist from the first step on, so the second has the peak."""
 
 
-def probe(
-    config: TrainSection, max_length: int, seed: int, numerics: Numerics, ctx: StageContext
-) -> StageResult:
+def probe(given: TrainConfig, numerics: Numerics, ranks: Ranks, ctx: StageContext) -> StageResult:
     """Train :data:`STEPS` steps whose every micro-batch is the worst of the run.
 
     Raises:
         StepFailedError: Out of memory; says what took it.
         PreflightError: The forecast already says that it cannot fit.
     """
-    base = ctx.inputs["model"]
-    rows = sft.read_rows(ctx.inputs["dataset"].path, config, max_length, seed)
-    takes = expected.setup_of_run(config, base.path, numerics, rows.train, rows.steps)
+    config, seed = given.train, given.seed
+    times = config.gradient_accumulation * ranks.count
+    dataset = ctx.inputs["dataset"].path
+    rows = sft.read_rows(dataset, config, Position(micro_batches=times), given.max_length, seed)
+    takes = expected.setup_of_run(config, ctx, numerics, rows, ranks)
     expected.say(takes, gpu_bytes(), ctx)
     batch = expected.worst(rows.train, rows.steps, takes)
-    step = Step(0, (batch,) * min(2, config.gradient_accumulation))
-    sft.seed_everything(seed)
-    ctx.note(f"loading the base model ({numerics.trained_on})")
-    model = build_model(base.path, config, numerics, ctx.device, base.facts)
-    optimizer = build_optimizer(model, config)
-    guard = Guard(config.model_copy(update={"on_oom": "stop"}), takes, ctx)
-    loss = 0.0
-    for done in range(STEPS):
-        loss, _, _ = guard.run(
-            step,
-            done,
-            lambda cut: sft.gradients(model, cut, rows, 0, ctx),
-            lambda: optimizer.zero_grad(set_to_none=True),
-        )
-        sft.clip(model, config.max_grad_norm, done, step)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        ctx.progress(done + 1, STEPS, "steps", loss=f"{loss:.4f}")
     size = expected.sizes(rows.train, batch)
+    step = Step(0, (batch,) * min(times, 2 * ranks.count))
+    engine = sft.build(None, config, numerics, ranks, seed, ctx)
+    guard = Guard(config.model_copy(update={"on_oom": "stop"}), takes, ctx, engine)
+    trained, loss = len(step.batches) * size.trained, 0.0
+    for done in range(STEPS):
+        loss = guard.run(step, done, lambda cut: sft.gradients(engine, cut, trained, rows, 0, ctx))
+        engine.update(config.learning_rate)
+        ctx.progress(done + 1, STEPS, "steps", loss=f"{loss:.4f}")
     shown = f"{size.sequences} x {size.length} tokens ({size.trained} trained)"
     return StageResult({"loss": loss, **_gib(_peaks())}, _facts(takes, _peaks(), shown))
 

@@ -1,0 +1,36 @@
+"""Distributed data parallel: every rank holds everything; gradients are averaged while they appear."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from toolkit.train.batches import Batch
+from toolkit.train.model import Numerics, trainable
+from toolkit.train.parallel.engine import Engine
+
+if TYPE_CHECKING:
+    import torch
+
+
+class DataParallel(Engine):
+    """``torch.nn.parallel.DistributedDataParallel``."""
+
+    name: ClassVar[str] = "ddp"
+
+    def wrap(self, root: Any, numerics: Numerics) -> Any:
+        """Send only the trainable weights: the frozen ones were read from the same files."""
+        del numerics
+        import torch
+        import torch.distributed as dist
+
+        for _, weight in trainable(self.model):
+            dist.broadcast(weight.data, 0)
+        return torch.nn.parallel.DistributedDataParallel(
+            root, broadcast_buffers=False, init_sync=False, gradient_as_bucket_view=True
+        )
+
+    def gradients(self, batch: Batch, scale: float, *, last: bool) -> torch.Tensor:
+        """Gradients stay here until the last pass, and are sent while that one is computed."""
+        with nullcontext() if last else self.wrapped.no_sync():
+            return super().gradients(batch, scale, last=last)
