@@ -137,14 +137,14 @@ def forecast(setup: Setup, gpu_bytes: int | None = None) -> Forecast:
         block = weight_bytes(setup) * setup.shape.block_weights / setup.shape.weights
         held["gathered blocks"] = 2 * block
     gradients = FLOAT * setup.trained_weights / (ways if "gradients" in shared else 1)
-    passing = max(_moments(setup, gradients), key=lambda moment: sum(moment.values()))
+    passing = max(moments(setup, gradients), key=lambda moment: sum(moment.values()))
     passing["workspace"] = WORKSPACE_BYTES
     loose = LOOSE_SHARE * sum(passing.values())
     named = {**held, **passing, "fragmentation": loose, "CUDA context": float(CONTEXT_BYTES)}
     return Forecast(parts(**named), gpu_bytes)
 
 
-def _moments(setup: Setup, gradients: float) -> Iterator[dict[str, float]]:
+def moments(setup: Setup, gradients: float) -> Iterator[dict[str, float]]:
     """What is alive besides weights and optimizer at each moment that may be the peak."""
     saved, again = kept_by_all(setup), recomputed(setup)
     before = gradients if setup.accumulation > 1 else 0.0  # those of the micro-batches before

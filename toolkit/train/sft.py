@@ -7,6 +7,7 @@ import random
 import shutil
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def fine_tune(
             loss = guard.run(
                 step,
                 position.step,
-                lambda cut, n=trained: gradients(engine, cut, n, rows, position.step, ctx),
+                partial(gradients, engine, trained=trained, rows=rows, done=position.step, ctx=ctx),
             )
             norm = engine.update(rate)
             if not math.isfinite(norm):
