@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
@@ -79,10 +79,13 @@ def _training(recipe: Recipe, facts: Facts, shape: ModelShape) -> Iterator[StepM
     setup, notes = training_setup(recipe, recipe.train, facts, shape)
     gpu = _gpu_bytes(facts)
     found = training.forecast(setup, gpu)
-    proposal = None
-    if gpu and found.fit is not Fit.fits:
+    fit, proposal = found.fit, None
+    if fit is Fit.too_large and not facts.dataset:  # rows that nobody knows may have few targets
+        kind = replace(setup, rows=replace(setup.rows, trained=1))
+        fit = fit if training.forecast(kind, gpu).fit is fit else Fit.tight
+    if gpu and fit is not Fit.fits:
         proposal = smallest(setup, gpu, facts.gpu.count if facts.gpu else 1)
-    yield StepMemory("train", found, found.fit, proposal, notes)
+    yield StepMemory("train", found, fit, proposal, notes)
 
 
 def training_setup(
@@ -192,8 +195,8 @@ def _finding(one: StepMemory, recipe: Recipe, facts: Facts) -> Finding:
     hint = _hint(one, recipe, facts)
     if one.fit is Fit.too_large:
         return refuse(message, hint)
-    probe = f"toolkit train --probe tells for certain; {hint}" if one.step == "train" else hint
-    return warn(message, probe)
+    probe = "; toolkit train --probe tells for certain" if one.step == "train" else ""
+    return warn(message, hint + probe)
 
 
 def _hint(one: StepMemory, recipe: Recipe, facts: Facts) -> str:
@@ -202,7 +205,7 @@ def _hint(one: StepMemory, recipe: Recipe, facts: Facts) -> str:
     shape = shape_of(facts.base) if facts.base else None
     if one.step == "train" and recipe.train and shape:
         least = least_gpu_gib(training_setup(recipe, recipe.train, facts, shape)[0])
-        return f"no setting makes it fit: take a GPU with at least {least} GiB"
+        return f"take a GPU with at least {least} GiB: no setting makes it fit a smaller one"
     return f"take a GPU with at least {ceil(one.forecast.total * 1.05 / 2**30)} GiB"
 
 
