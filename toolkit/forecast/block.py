@@ -144,7 +144,7 @@ def kept_fused(shape: ModelShape, rows: Rows, numbers: Numbers, keep: Keep) -> i
     heads = shape.queries // shape.head_dim
     thin = sum(1 for name in shape.linears if has_adapter(name, numbers.targets)) * numbers.rank
     elements = {"attention": shape.hidden + shape.queries + thin}
-    elements["but_mlp"] = elements["attention"] + shape.queries + 2 * shape.keys + 2 * shape.hidden
+    elements["but_mlp"] = elements["attention"] + shape.queries + 2 * shape.keys + shape.hidden
     elements["products"] = elements["but_mlp"] + 2 * shape.intermediate
     normed = 2 * shape.hidden + shape.queries + shape.keys
     elements["everything"] = elements["products"] + normed + shape.intermediate

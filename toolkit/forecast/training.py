@@ -41,7 +41,7 @@ STATE_BYTES = 2 * FLOAT
 
 LOGITS_BYTES = 3 * FLOAT
 """Of one logit in the backward pass: log-softmax, its gradient, and that of the logits, all fp32."""
-PIECE = 2048
+PIECE = 1024
 """Rows of logits that exist at once with the fused loss (train/speed/loss.py)."""
 PIECE_BYTES = 2 + 2
 """Of one logit there: itself and its gradient in bf16; what is between is fused."""
