@@ -9,7 +9,7 @@ from toolkit.forecast import quantizing
 from toolkit.forecast.block import Rows
 from toolkit.forecast.changes import least_gpu_gib, smallest
 from toolkit.forecast.parts import GIB, Fit, Forecast, gib, parts, summed
-from toolkit.forecast.training import Setup, forecast, kept_by_block, weight_bytes
+from toolkit.forecast.training import Setup, forecast, kept_by_block, roomiest, weight_bytes
 from toolkit.preflight.base_facts import LINEARS, BaseFacts, shape_of
 
 LLAMA_8B = LLAMA | {
@@ -79,6 +79,18 @@ def test_less_is_kept_by_every_policy_than_by_the_one_before():
     kept = [kept_by_block(setup(keep=keep, fused=True)) for keep in order]
     assert kept == sorted(kept, reverse=True)
     assert len(set(kept)) == len(kept)
+
+
+def test_the_fast_path_keeps_as_much_as_fits():
+    fast = setup(2, trained=8192, fused=True, keep="nothing")
+    kept = {gpu: roomiest(fast, gpu * GIB).keep for gpu in (79, 48, 24, 10)}
+    assert kept[79] == "products"
+    assert kept[24] in ("attention", "nothing")
+    assert kept[10] == "nothing"
+    assert roomiest(setup(), 79 * GIB) == setup()
+    once = setup(fused=True, keep="nothing", base="fp8_once")
+    assert roomiest(once, 79 * GIB).base == "fp8"
+    assert roomiest(once, 24 * GIB).base == "fp8_once"
 
 
 def test_packed_rows_pay_for_their_mask():

@@ -15,11 +15,11 @@ a weight (arXiv:2305.14314, section 3).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from toolkit.forecast.block import FLOAT, Keep, Numbers, Rows, has_adapter, kept_fused, kept_plain
-from toolkit.forecast.parts import CONTEXT_BYTES, Forecast, parts
+from toolkit.forecast.parts import CONTEXT_BYTES, Fit, Forecast, parts
 from toolkit.forecast.shape import ModelShape
 
 Base = Literal["bf16", "fp32", "nf4", "fp8", "fp8_once"]
@@ -38,6 +38,9 @@ NF4_BYTES = 0.5 + (1 + FLOAT / 256) / 64
 """Of one weight: half a byte, one 8-bit scale per 64, and one fp32 per 256 of those."""
 STATE_8BIT_BYTES = 2 * (1 + FLOAT / 256)
 STATE_BYTES = 2 * FLOAT
+
+KEEPS: tuple[Keep, ...] = ("products", "but_mlp", "attention", "nothing")
+"""What the fast path may keep, the most first (train/speed/recompute.py)."""
 
 LOGITS_BYTES = 3 * FLOAT
 """Of one logit in the backward pass: log-softmax, its gradient, and that of the logits, all fp32."""
@@ -142,6 +145,18 @@ def forecast(setup: Setup, gpu_bytes: int | None = None) -> Forecast:
     loose = LOOSE_SHARE * sum(passing.values())
     named = {**held, **passing, "fragmentation": loose, "CUDA context": float(CONTEXT_BYTES)}
     return Forecast(parts(**named), gpu_bytes)
+
+
+def roomiest(setup: Setup, gpu_bytes: int | None) -> Setup:
+    """The fast path with ``gradient_checkpointing: auto``: blocks keep as much as fits.
+
+    Also a second copy of an FP8 base, where it fits beside the richest policy.
+    """
+    if not setup.fused or gpu_bytes is None:
+        return setup
+    twice = [replace(setup, keep="products", base="fp8")] if setup.base == "fp8_once" else []
+    ways = [*twice, *(replace(setup, keep=keep) for keep in KEEPS)]
+    return next((way for way in ways if forecast(way, gpu_bytes).fit is Fit.fits), setup)
 
 
 def moments(setup: Setup, gradients: float) -> Iterator[dict[str, float]]:

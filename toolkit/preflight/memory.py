@@ -8,7 +8,7 @@ from math import ceil
 from typing import Any
 
 from toolkit.forecast import quantizing, training
-from toolkit.forecast.block import Rows
+from toolkit.forecast.block import Keep, Rows
 from toolkit.forecast.changes import Proposal, least_gpu_gib, smallest
 from toolkit.forecast.parts import Fit, Forecast, gib, summed
 from toolkit.forecast.shape import ModelShape
@@ -78,6 +78,8 @@ def _training(recipe: Recipe, facts: Facts, shape: ModelShape) -> Iterator[StepM
         return
     setup, notes = training_setup(recipe, recipe.train, facts, shape)
     gpu = _gpu_bytes(facts)
+    if recipe.train.gradient_checkpointing == "auto":
+        setup = training.roomiest(setup, gpu)
     found = training.forecast(setup, gpu)
     fit, proposal = found.fit, None
     if fit is Fit.too_large and not facts.dataset:  # rows that nobody knows may have few targets
@@ -104,9 +106,25 @@ def training_setup(
 
 
 def setup_of(
-    train: TrainSection, shape: ModelShape, rows: Rows, width: int, gpus: int = 1
+    train: TrainSection,
+    shape: ModelShape,
+    rows: Rows,
+    width: int,
+    gpus: int = 1,
+    *,
+    fused: bool = False,
 ) -> training.Setup:
-    """What decides the memory of a training section on a GPU; ``width`` is 2 in bf16 and 4 in fp32."""
+    """What decides the memory of a training section on a GPU.
+
+    Args:
+        train: The section.
+        shape: Of the model.
+        rows: The largest micro-batch.
+        width: 2 in bf16 and 4 in fp32.
+        gpus: How many train together.
+        fused: Whether it takes the fast path; blocks then keep the least there is, as :func:`roomiest`
+            may change.
+    """
     base: training.Base = "bf16" if width == 2 else "fp32"
     lora = train.lora
     return training.Setup(
@@ -117,13 +135,20 @@ def setup_of(
         rows,
         tuple(shape.linears) if lora.targets == "all-linear" else lora.targets,
         lora.rank,
-        "everything" if train.gradient_checkpointing is False else "nothing",
+        _keep(train, fused=fused),
+        fused=fused,
         optimizer=train.optimizer,
         accumulation=train.gradient_accumulation,
         dropout=lora.dropout > 0,
         gpus=gpus,
         parallel="ddp" if train.parallel == "auto" else train.parallel,
     )
+
+
+def _keep(train: TrainSection, *, fused: bool) -> Keep:
+    if train.gradient_checkpointing is False:
+        return "products" if fused else "everything"
+    return "nothing"
 
 
 def _worst_rows(recipe: Recipe, train: TrainSection, facts: Facts) -> tuple[Rows, tuple[str, ...]]:
