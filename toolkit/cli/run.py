@@ -308,9 +308,9 @@ def _show_probe(facts: dict[str, Any]) -> None:
         ("part", "forecast GiB"), [(name, gib(size)) for name, size in facts["parts_bytes"].items()]
     )
     seen = facts["measured_bytes"]
-    measured = f"{gib(seen)} GiB of {gib(facts['gpu_bytes'])}" if seen else "not measured: no GPU"
+    measured = f"measured {gib(seen)} of {gib(facts['gpu_bytes'])}" if seen else "no GPU to measure"
     expected = f"{gib(facts['total_bytes'])} GiB" if facts["total_bytes"] else "nothing"
-    render.say(f"two steps of {facts['batch']}: forecast {expected}, measured {measured}")
+    render.say(f"two steps of {facts['batch']}: forecast {expected}, {measured}")
 
 
 def summary(outcome: RunOutcome) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from math import ceil
 
-from toolkit.forecast.parts import GIB, UNCERTAIN, Fit, Forecast
+from toolkit.forecast.parts import GIB, SPARE, Fit, Forecast
 from toolkit.forecast.training import Setup, forecast
 
 SHORTEST = 256
@@ -71,7 +71,7 @@ def smallest(setup: Setup, gpu_bytes: int, gpus: int = 1) -> Proposal | None:
 
 def least_gpu_gib(setup: Setup) -> int:
     """Memory of the smallest GPU on which it fits unchanged, GiB."""
-    return ceil(forecast(setup).total * (1 + UNCERTAIN / 2) / GIB)
+    return ceil(forecast(setup).total * (1 + SPARE) / GIB)
 
 
 def _cost(way: Way) -> float:

@@ -51,8 +51,8 @@ PIECE_BYTES = 2 + 2
 
 WORKSPACE_BYTES = 64 * 2**20
 """Of cuBLAS and cuBLASLt on Hopper: 32 MiB each (aten/cuda/CUDABlas.cpp)."""
-LOOSE_SHARE = 0.04
-"""Of what comes and goes, held by PyTorch's allocator in blocks that do not fit what is asked for."""
+LOOSE_SHARE = 0.06
+"""Of what comes and goes, held by PyTorch's allocator in blocks that fit nothing that is asked for (measured)."""
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,8 @@ def forecast(setup: Setup, gpu_bytes: int | None = None) -> Forecast:
         held["gathered blocks"] = 2 * block
     gradients = FLOAT * setup.trained_weights / (ways if "gradients" in shared else 1)
     passing = max(moments(setup, gradients), key=lambda moment: sum(moment.values()))
+    loose = fragmentation(setup, gradients, sum(passing.values()))
     passing["workspace"] = WORKSPACE_BYTES
-    loose = LOOSE_SHARE * sum(passing.values())
     named = {**held, **passing, "fragmentation": loose, "CUDA context": float(CONTEXT_BYTES)}
     return Forecast(parts(**named), gpu_bytes)
 
@@ -172,6 +172,18 @@ def moments(setup: Setup, gradients: float) -> Iterator[dict[str, float]]:
         kept_by_block(setup) + again - rounded + 2 * FLOAT * setup.shape.hidden * setup.rows.tokens
     )
     yield {"gradients": gradients, "activations": last}
+
+
+def fragmentation(setup: Setup, gradients: float, passing: float) -> float:
+    """Bytes that the allocator holds beyond what is allocated at the peak.
+
+    Logits come in a few huge pieces, and what a block recomputes, and the gradients, in many small
+    ones: neither finds room in what the other left, so the smaller of both is held besides. Gradients
+    do find room where blocks kept much.
+    """
+    unlike = recomputed(setup) + max(0.0, gradients - kept_by_all(setup))
+    unlike += passing_bytes(setup) if recomputed(setup) else 0
+    return min(logits_bytes(setup), unlike) + LOOSE_SHARE * passing
 
 
 def kept_by_block(setup: Setup, keep: Keep | None = None) -> int:
