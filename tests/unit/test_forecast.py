@@ -142,7 +142,7 @@ def test_recomputing_is_the_first_change():
 
 def test_a_smaller_batch_keeps_the_step_as_it_is():
     found = smallest(setup(64, trained=64 * 4096, keep="nothing"), 79 * GIB)
-    assert found.settings == {"train.batch_size": 8, "train.gradient_accumulation": 8}
+    assert found.settings == {"train.batch_size": 4, "train.gradient_accumulation": 16}
 
 
 def test_a_base_that_is_too_large_is_quantized():

@@ -14,8 +14,9 @@ W4A16 (GPTQ), beside its own forward       0.089     0.43      0.0028
 W4A16 (GPTQ), beside the full model        0.72      3.7       0.21
 =========================================  ========  ========  ========
 
-On an H200, against a training side in bf16 there: base 0.048 to 0.071, adapter 0.097 (SGLang 0.5.17), 0.108 (vLLM
-0.26), and 0.108 to 0.114 for vLLM in fp16, so most of it is the training side's own rounding. It computes in fp32
+On an H200, vLLM 0.26 and another adapter of the demo, training side in fp32: bf16 base 0.060, adapter 0.064; fp16 base
+0.0054, adapter 0.0071. Against a training side in bf16 there: base 0.048 to 0.071, adapter 0.097 (SGLang 0.5.17), 0.108
+(vLLM), and 0.108 to 0.114 for vLLM in fp16, so most of it was the training side's own rounding. It computes in fp32
 now wherever the model fits.
 
 What is wrong is further away (bf16, adapter): one layer of 30 missing 0.157, alpha 10 % too large 0.26, half of the
@@ -49,7 +50,7 @@ class Tolerance:
 
 BY_PRECISION: Mapping[str, Tolerance] = {
     "fp32": Tolerance(0.001, True),
-    "fp16": Tolerance(0.05, False),
+    "fp16": Tolerance(0.02, True),
     "bf16": Tolerance(0.12, True),
     "fp8": Tolerance(0.2, False),
     "int8": Tolerance(0.2, False),
