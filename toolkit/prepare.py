@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -42,7 +42,7 @@ class Prepared:
     """Forecast of every step that puts a model on the GPU."""
     choice: auto.Choice | None = None
     """What ``serve.engine: auto`` came to; ``loaded`` and ``plan`` have it in place of ``auto``."""
-    launch: Launch = Launch()
+    launch: Launch = field(default_factory=Launch)
     """How many processes train together."""
     parallel: choose.Choice | None = None
     """What ``train.parallel: auto`` came to, likewise."""

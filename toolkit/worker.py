@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 import shutil
 import signal
 import sys
@@ -26,9 +27,10 @@ from typing import Any
 from toolkit import __version__, artifact, errors
 from toolkit.artifact import Artifact
 from toolkit.environments.lockfile import load_lock
-from toolkit.stage_process import Outcome, left_traceback, run_stage
+from toolkit.stage_process import Outcome, join_stage, left_traceback, run_stage
 from toolkit.stages import Kind
 from toolkit.tracking import Dataset, StepRun, Store
+from toolkit.train.parallel.launch import NODE
 from toolkit.workspace import private_folder
 
 Show = Callable[[str, Mapping[str, Any]], None]
@@ -266,12 +268,17 @@ def raise_on_sigterm() -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Run the step file in ``argv[0]``, with plain progress lines for a job log."""
+    """Run the step file in ``argv[0]``, with plain progress lines for a job log.
+
+    With ``TOOLKIT_NODE`` above 0 this is another node of a step of several: it lends its processes.
+    """
     from toolkit.cli import render
 
     raise_on_sigterm()
     spec = StepSpec.read(Path(argv[0]))
     try:
+        if int(os.environ.get(NODE, "0")) > 0:
+            return join_stage(spec, Path(argv[0]))
         run_step(spec, render.Progress().show)
     except errors.ToolkitError as error:
         render.error(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tests.unit.test_fetch import CONFIG, write_safetensors
 from toolkit.errors import ModelError, StepFailedError
 from toolkit.stage_process import Outcome, run_stage
 from toolkit.tracking import Store
-from toolkit.worker import StepSpec, probe_step
+from toolkit.worker import StepSpec, main, probe_step
 from toolkit.workspace import private_folder
 
 
@@ -105,3 +106,14 @@ def test_a_probe_that_fails_leaves_its_log(root: Path) -> None:
         probe_step(spec(root), lambda *_: None)
     assert (root / "state-probe" / "log.txt").is_file()
     assert not (root / "artifact-probe.part").exists()
+
+
+def test_another_node_only_lends_its_processes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step_file = spec(root).write()
+    monkeypatch.setenv("TOOLKIT_NODE", "1")
+    monkeypatch.setenv("TOOLKIT_PARENT", str(os.getpid()))
+    kept = signal.getsignal(signal.SIGTERM)
+    assert main([str(step_file)]) == 0
+    signal.signal(signal.SIGTERM, kept)
+    assert not (root / "artifact").exists()
+    assert not (root / "nowhere.db").exists()

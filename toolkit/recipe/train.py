@@ -40,7 +40,7 @@ class TrainSection(Section):
     gradient_accumulation: Count = 1
     """Forward passes of each device per optimizer step: a step sees `batch_size` times this times the devices."""
     parallel: Literal["auto", "ddp", "zero2", "zero3", "fsdp"] = "auto"
-    """How several GPUs share the work. `ddp`: each holds the model; `zero2`: optimizer state and gradients are shared out; `zero3`, `fsdp`: weights too; `auto`: `ddp` where it fits. One GPU needs none."""
+    """On several GPUs: `ddp` copies the model, `zero2` shares out optimizer state, `zero3` and `fsdp` weights too."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     """Peak learning rate."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

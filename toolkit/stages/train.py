@@ -57,7 +57,9 @@ class Train:
             numerics = numerics_for(config.train, ctx.device)
             if ctx.probe:
                 return probe(config, numerics, ranks, ctx)
-            outcome = fine_tune(config.train, config.max_length, config.seed, numerics, ranks, ctx)
+            outcome = fine_tune(
+                config.train, config.max_length, config.seed, numerics, ranks=ranks, ctx=ctx
+            )
             full = config.train.method == "full"
             effect = None if full else _effect(outcome.engine, ctx)
             _save(outcome.engine, config.train.method, ctx.output)

@@ -167,6 +167,7 @@ def build_model(
     numerics: Numerics,
     device: str,
     facts: Mapping[str, Any],
+    *,
     place: str | None = None,
 ) -> Any:
     """The model to train, in training mode, with the right weights trainable.

@@ -36,11 +36,13 @@ def probe(given: TrainConfig, numerics: Numerics, ranks: Ranks, ctx: StageContex
     batch = expected.worst(rows.train, rows.steps, takes)
     size = expected.sizes(rows.train, batch)
     step = Step(0, (batch,) * min(times, 2 * ranks.count))
-    engine = sft.build(None, config, numerics, ranks, seed, ctx)
+    engine = sft.build(None, config, numerics, ranks, seed=seed, ctx=ctx)
     guard = Guard(config.model_copy(update={"on_oom": "stop"}), takes, ctx, engine)
     trained, loss = len(step.batches) * size.trained, 0.0
     for done in range(STEPS):
-        loss = guard.run(step, done, lambda cut: sft.gradients(engine, cut, trained, rows, 0, ctx))
+        loss = guard.run(
+            step, done, lambda cut: sft.gradients(engine, cut, trained, rows, 0, ctx=ctx)
+        )
         engine.update(config.learning_rate)
         ctx.progress(done + 1, STEPS, "steps", loss=f"{loss:.4f}")
     shown = f"{size.sequences} x {size.length} tokens ({size.trained} trained)"

@@ -9,7 +9,6 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from toolkit.data.store import TokenStore
 from toolkit.errors import ArtifactError, StepFailedError
@@ -54,6 +53,7 @@ def fine_tune(
     max_length: int,
     seed: int,
     numerics: Numerics,
+    *,
     ranks: Ranks,
     ctx: StageContext,
 ) -> Outcome:
@@ -70,7 +70,7 @@ def fine_tune(
     _same_rows(saved, position, rows.steps, ctx)
     takes = expected.setup_of_run(config, ctx, numerics, rows, ranks)
     expected.say(takes, gpu_bytes(), ctx)
-    engine = build(saved, config, numerics, ranks, seed, ctx)
+    engine = build(saved, config, numerics, ranks, seed=seed, ctx=ctx)
     guard = Guard(config, takes, ctx, engine)
     total = len(rows.steps)
     warmup = warmup_steps(total, config.warmup)
@@ -195,6 +195,7 @@ def build(
     config: TrainSection,
     numerics: Numerics,
     ranks: Ranks,
+    *,
     seed: int,
     ctx: StageContext,
 ) -> Engine:
@@ -204,7 +205,7 @@ def build(
     seed_everything(seed)
     ctx.note(f"loading the base model ({numerics.trained_on})")
     place = kind.built_on(base.path, ctx.device)
-    model = build_model(base.path, config, numerics, ctx.device, base.facts, place)
+    model = build_model(base.path, config, numerics, ctx.device, base.facts, place=place)
     if saved is not None:
         checkpoint.load_weights(saved, model)
     engine = kind(model, config, numerics, ranks)
@@ -216,7 +217,7 @@ def build(
 
 
 def gradients(
-    engine: Engine, step: Step, trained: int, rows: Rows, done: int, ctx: StageContext
+    engine: Engine, step: Step, trained: int, rows: Rows, done: int, *, ctx: StageContext
 ) -> float:
     """Add up the gradients of one step; return its loss.
 

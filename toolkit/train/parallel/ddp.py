@@ -27,10 +27,22 @@ class DataParallel(Engine):
         for _, weight in trainable(self.model):
             dist.broadcast(weight.data, 0)
         return torch.nn.parallel.DistributedDataParallel(
-            root, broadcast_buffers=False, init_sync=False, gradient_as_bucket_view=True
+            root, **_unsent_buffers(), init_sync=False, gradient_as_bucket_view=True
         )
 
     def gradients(self, batch: Batch, scale: float, *, last: bool) -> torch.Tensor:
         """Gradients stay here until the last pass, and are sent while that one is computed."""
         with nullcontext() if last else self.wrapped.no_sync():
             return super().gradients(batch, scale, last=last)
+
+
+def _unsent_buffers() -> dict[str, bool]:
+    """Buffers (of rotary embeddings) are alike everywhere: never sent. torch 2.13 renamed the option."""
+    import inspect
+
+    import torch
+
+    known = inspect.signature(torch.nn.parallel.DistributedDataParallel).parameters
+    return {
+        "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
+    }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from toolkit.errors import PreflightError
@@ -32,6 +34,13 @@ class FullyShard(Engine):
             fully_shard(layer, mesh=mesh, mp_policy=policy)
         fully_shard(root, mesh=mesh, mp_policy=policy)
         return root
+
+    @contextmanager
+    def scoring(self) -> Iterator[None]:
+        """Afterwards whole weights are let go: FSDP keeps the outermost ones for a backward pass."""
+        with super().scoring():
+            yield
+        self.wrapped.reshard()
 
 
 def decoder_layers(model: Any) -> list[Any]:

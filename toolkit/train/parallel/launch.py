@@ -109,7 +109,8 @@ def run(launch: Launch, run_id: str, program: Path, step_file: Path, state: Path
     if not died:
         return 0
     report = cause(errors_of(state), died, launch.ranks)
-    (state / "error.json").write_text(json.dumps(report))
+    if node == 0:
+        (state / "error.json").write_text(json.dumps(report))
     print(f"error: {report['message']}", file=sys.stderr)  # noqa: T201 - stderr is the step's log
     return int(report["exit_code"])
 

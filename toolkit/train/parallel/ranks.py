@@ -56,7 +56,8 @@ class Ranks(AbstractContextManager["Ranks"]):
             if self.device == "cuda":
                 torch.cuda.set_device(self.local)
                 backend = "cpu:gloo,cuda:nccl"
-            dist.init_process_group(backend, timeout=TIMEOUT)
+            if not dist.is_initialized():  # DeepSpeed cannot meet twice in one process
+                dist.init_process_group(backend, timeout=TIMEOUT)
         return self
 
     def __exit__(
@@ -65,12 +66,9 @@ class Ranks(AbstractContextManager["Ranks"]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # after an error others may hang in a collective: leaving in order would hang with them
-        if self.count > 1 and kind is None:
-            import torch.distributed as dist
-
-            dist.barrier(device_ids=[self.local] if self.device == "cuda" else None)
-            dist.destroy_process_group()
+        """Part when all are done; after an error others may hang, and waiting would hang with them."""
+        if kind is None:
+            self.wait()
 
     def total(self, *values: float) -> list[float]:
         """Each value added up over all ranks, in float64."""

@@ -85,10 +85,9 @@ class Zero2(Engine):
 
         named = {name: moments(name) for name, _ in trainable(self.model)}
         steps = next(iter(named.values()))["step"]
-        for group in self._inner.param_groups:
-            for part in group["params"]:
-                made = {key: torch.zeros_like(part) for key in MOMENTS}
-                self._inner.state[part] = made | {"step": steps.clone().to(part.device)}
+        for part in self._parts():
+            made = {key: torch.zeros_like(part) for key in MOMENTS}
+            self._inner.state[part] = made | {"step": steps.clone().to(part.device)}
         self._link_state()
         for name, weight in trainable(self.model):
             for key in MOMENTS:
@@ -99,6 +98,10 @@ class Zero2(Engine):
     def _inner(self) -> Any:
         """Our AdamW, over the parts of this rank."""
         return self.engine.optimizer.optimizer
+
+    def _parts(self) -> list[Any]:
+        """The flat weights that AdamW steps on this rank, one for each of its groups."""
+        return list(self.engine.optimizer.single_partition_of_fp32_groups)
 
     def _link_state(self) -> None:
         """Tell the weights where their state is; ZeRO-2 does so by itself only after a step."""
@@ -111,6 +114,9 @@ class Zero3(Zero2):
     name: ClassVar[str] = "zero3"
     stage: ClassVar[int] = 3
     shards_weights: ClassVar[bool] = True
+
+    def _parts(self) -> list[Any]:
+        return list(self.engine.optimizer.fp32_partitioned_groups_flat)
 
     def _link_state(self) -> None:
         """Stage 3 looks its state up by itself."""
@@ -143,6 +149,8 @@ def _deepspeed(device: str) -> Any:
             "train.parallel is zero2 or zero3, but deepspeed is not in the training environment",
             "use train.parallel: fsdp, or build the environment anew: toolkit env sync train",
         ) from error
+    # a kernel that is compiled at the first start, for tensors that are tiny here
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(
         "gloo" if device == "cpu" else "nccl", auto_mpi_discovery=False, verbose=False
     )
