@@ -19,6 +19,7 @@ from toolkit.preflight import (
     capacity,
     context,
     files,
+    memory,
     parallel,
     quantization,
     serving,
@@ -42,6 +43,7 @@ RULES: tuple[Rule, ...] = (
     *quantization.RULES,
     *serving.RULES,
     *capacity.RULES,
+    *memory.RULES,
     *adapters.RULES,
     *tensors.RULES,
 )

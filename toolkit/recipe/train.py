@@ -59,6 +59,8 @@ class TrainSection(Section):
     """`auto` is bf16 on a GPU that has it and fp32 elsewhere."""
     gradient_checkpointing: Literal["auto"] | bool = "auto"
     """Recompute activations in the backward pass; `auto` does on a GPU and not on a CPU."""
+    on_oom: Literal["stop", "halve_batch"] = "stop"
+    """When GPU memory runs out: `stop` and say what took it, or repeat the step with micro-batches half as large."""
     log_every: Count = 1
     """Steps between two logged losses."""
     evaluate_every: Count | None = None

@@ -47,6 +47,7 @@ class Train:
         """
         from toolkit.train.model import numerics_for, use_cores
         from toolkit.train.parallel.ranks import Ranks
+        from toolkit.train.probe import probe
         from toolkit.train.sft import fine_tune
 
         use_cores()
@@ -54,6 +55,8 @@ class Train:
             if not ranks.first:
                 ctx = ctx.silent()
             numerics = numerics_for(config.train, ctx.device)
+            if ctx.probe:
+                return probe(config, numerics, ranks, ctx)
             outcome = fine_tune(
                 config.train, config.max_length, config.seed, numerics, ranks=ranks, ctx=ctx
             )
