@@ -43,7 +43,7 @@ class Train:
             StepFailedError: The loss is not finite, the adapter does nothing, or SIGTERM came.
         """
         from toolkit.models.folder import copy_companions
-        from toolkit.train import curves
+        from toolkit.train import curves, start
         from toolkit.train.model import numerics_for, use_cores
         from toolkit.train.sft import fine_tune
 
@@ -52,6 +52,7 @@ class Train:
         outcome = fine_tune(config.train, config.max_length, config.seed, numerics, ctx)
         effect = None if config.train.method == "full" else _effect(outcome.model, ctx)
         _save(outcome.model, config.train.method, ctx.output)
+        start.keep(ctx.state, ctx.output)
         copy_companions(ctx.inputs["model"].path, ctx.output)
         position = outcome.position
         title = f"{config.train.method} · {position.step} steps · {position.rows.seen} rows"
@@ -63,10 +64,12 @@ class Train:
 def _effect(model: Any, ctx: StageContext) -> float:
     from toolkit.data.store import TokenStore
     from toolkit.train.batches import rows_with_targets
+    from toolkit.train import start
     from toolkit.train.effect import adapter_effect
 
     store = TokenStore(ctx.inputs["dataset"].path / "tokens" / "train")
-    return adapter_effect(model, store[rows_with_targets(store)[0]])
+    row = store[rows_with_targets(store)[0]]
+    return adapter_effect(model, row, start.found(ctx.state))
 
 
 def _save(model: Any, method: str, output: Path) -> None:
@@ -130,6 +133,9 @@ def _facts(
             "rank": lora.r,
             "alpha": lora.lora_alpha,
             "rslora": lora.use_rslora,
+            "dora": lora.use_dora,
+            "init": config.train.lora.init,
+            "plus_ratio": config.train.lora.plus_ratio,
             "targets": sorted(lora.target_modules),
         }
     return facts

@@ -23,6 +23,7 @@ from toolkit.train.model import Numerics, build_model, trainable
 from toolkit.train.optimizer import build_optimizer, set_learning_rate
 from toolkit.train.order import MicroBatch, RowLedger, Step, micro_batches, plan_steps
 from toolkit.train.schedule import factor, warmup_steps
+from toolkit.train.start import start_file
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ def fine_tune(
     rows = _read_rows(ctx.inputs["dataset"].path, config, max_length, seed)
     seed_everything(seed)
     ctx.note(f"loading the base model ({numerics.trained_on})")
-    model = build_model(base.path, config, numerics, ctx.device, base.facts)
+    start = start_file(ctx.state, resume=ctx.resume)
+    model = build_model(base.path, config, numerics, ctx.device, base.facts, start)
     optimizer = build_optimizer(model, config)
     position = _start(model, optimizer, rows.steps, ctx)
     total = len(rows.steps)

@@ -1,0 +1,346 @@
+"""DoRA, PiSSA, LoftQ and LoRA+: PEFT's numbers, resumed as uninterrupted, and exported as trained."""
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.optimizers import create_loraplus_optimizer
+from peft.utils.loftq_utils import _low_rank_decomposition
+from safetensors.torch import load_file
+from test_export import logits_of
+from test_resume import run_until_crashed
+from transformers import AutoModelForCausalLM
+
+from toolkit.data.store import TokenStore
+from toolkit.errors import ArtifactError, StepFailedError
+from toolkit.recipe.train import LoraSection, TrainSection
+from toolkit.stages import Input, Kind
+from toolkit.stages.export import Export, ExportConfig
+from toolkit.stages.train import Train
+from toolkit.train import convert, start
+from toolkit.train.effect import row_logits
+from toolkit.train.model import Numerics, add_adapter, load_base
+from toolkit.train.optimizer import build_optimizer, set_learning_rate
+
+pytestmark = pytest.mark.integration
+
+RANK, ALPHA = 8, 16
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+METHODS = {
+    "dora": {"lora": {"rank": RANK, "alpha": ALPHA, "dora": True}},
+    "qdora": {"method": "qlora", "lora": {"rank": RANK, "alpha": ALPHA, "dora": True}},
+    "pissa": {"lora": {"rank": RANK, "alpha": ALPHA, "init": "pissa"}, "learning_rate": 3e-3},
+    "pissa_niter": {
+        "lora": {"rank": RANK, "alpha": ALPHA, "init": "pissa_niter_4", "rslora": True},
+        "learning_rate": 3e-3,
+    },
+    "loftq": {
+        "method": "qlora",
+        "lora": {"rank": RANK, "alpha": ALPHA, "init": "loftq", "dropout": 0.1},
+    },
+    "loraplus": {"lora": {"rank": RANK, "alpha": ALPHA, "plus_ratio": 4}, "learning_rate": 3e-3},
+}
+
+
+def input_of(result, ctx):
+    return Input(ctx.output, Kind.adapter, "a" * 64, result.facts)
+
+
+@pytest.fixture
+def trained(train_config, context):
+    def run(method, name="trained", **changes):
+        ctx = context(name)
+        return input_of(Train().run(train_config(**METHODS[method] | changes), ctx), ctx)
+
+    return run
+
+
+@pytest.fixture
+def row(dataset):
+    return TokenStore(dataset / "tokens" / "heldout")[3]
+
+
+def plain_base(base):
+    return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+
+
+# --- PEFT's numbers -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ({"dora": True}, {"use_dora": True}),
+        ({"init": "pissa"}, {"init_lora_weights": "pissa"}),
+        ({"init": "pissa_niter_4"}, {"init_lora_weights": "pissa_niter_4"}),
+        (
+            {"init": "pissa", "rslora": True},
+            {"init_lora_weights": "pissa", "use_rslora": True},
+        ),
+    ],
+    ids=str,
+)
+def test_an_adapter_starts_as_in_peft(ours, theirs, base, tmp_path, row):
+    settings = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, **theirs)
+    torch.manual_seed(1)
+    expected = get_peft_model(plain_base(base), settings)
+    torch.manual_seed(1)
+    lora = LoraSection(rank=RANK, alpha=ALPHA, **ours)
+    model = load_base(base, Numerics("fp32", quantized=False), "cpu")
+    adapted = add_adapter(model, lora, "base", base, tmp_path / start.FILE)
+    mine, peft = dict(adapted.named_parameters()), dict(expected.named_parameters())
+    assert mine.keys() == peft.keys()
+    assert all(torch.equal(mine[name], peft[name]) for name in peft)
+    assert (row_logits(adapted, row) - logits_of(base, row)).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("method", ["dora", "pissa"])
+def test_training_steps_are_those_of_peft(method, train_config, context, base, trained, row):
+    """Three steps over one batch each, written down with PEFT and AdamW alone."""
+    from toolkit.train.batches import collate, lengths_of, rows_with_targets
+    from toolkit.train.loss import summed_loss
+    from toolkit.train.order import plan_steps
+    from toolkit.train.sft import seed_everything
+
+    changes = METHODS[method] | {"max_steps": 3, "schedule": "constant", "warmup": 0.0}
+    config = train_config(**changes)
+    ctx = context()
+    Train().run(config, ctx)
+    seed_everything(config.seed)
+    options = {"use_dora": True} if method == "dora" else {"init_lora_weights": "pissa"}
+    settings = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, **options)
+    model = get_peft_model(plain_base(base), settings).train()
+    weights = [w for w in model.parameters() if w.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=config.train.learning_rate, weight_decay=0.0)
+    store = TokenStore(ctx.inputs["dataset"].path / "tokens" / "train")
+    usable = rows_with_targets(store)
+    steps = plan_steps(usable, lengths_of(store, usable), config.train, config.max_length, 3)
+    for step in steps:
+        (sequences,) = step.batches
+        batch = collate(store, sequences)
+        (summed_loss(model, batch) / batch.trained_tokens).backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    stored = load_file(ctx.output / "adapter_model.safetensors")
+    mine = {name: stored[name] for name in stored if "lora_" in name}
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and "magnitude" not in name:
+            assert torch.allclose(mine[name.replace(".default", "")], weight, atol=1e-5), name
+
+
+def test_loftq_takes_what_rounding_lost_in_as_peft_does(base, tmp_path):
+    lora = LoraSection(rank=RANK, alpha=RANK, init="loftq")  # PEFT leaves the scale out: here 1
+    model = load_base(base, Numerics("fp32", quantized=True), "cpu")
+    adapted = add_adapter(model, lora, "base", base)
+    layer = adapted.get_base_model().model.layers[0].mlp.down_proj
+    from bitsandbytes.functional import dequantize_4bit
+
+    weight = load_file(base / "model.safetensors")["model.layers.0.mlp.down_proj.weight"]
+    packed = layer.base_layer.weight
+    lost = weight - dequantize_4bit(packed.data, packed.quant_state)
+    theirs = _low_rank_decomposition(lost, RANK)
+    ours = layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    assert torch.allclose(ours, theirs["L"] @ theirs["R"], atol=1e-5)
+    assert torch.allclose(layer.lora_A["default"].weight.abs(), theirs["R"].abs(), atol=1e-4)
+
+
+def test_loftq_brings_the_4_bit_base_nearer_whatever_the_scale(base, row):
+    numerics = Numerics("fp32", quantized=True)
+    exact = logits_of(base, row)
+    rounded = row_logits(load_base(base, numerics, "cpu"), row)
+    lora = LoraSection(rank=16, alpha=64, init="loftq")
+    adapted = add_adapter(load_base(base, numerics, "cpu"), lora, "base", base)
+    assert (row_logits(adapted, row) - exact).norm() < 0.8 * (rounded - exact).norm()
+
+
+@pytest.mark.parametrize(
+    ("decay", "dora"),
+    [(0.0, True), (0.1, False)],  # PEFT decays DoRA's lengths too; we decay matrices alone
+)
+def test_loraplus_steps_as_pefts_optimizer(decay, dora, base):
+    ratio, rate = 4.0, 1e-2
+    models = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        settings = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj"], use_dora=dora)
+        models.append(get_peft_model(plain_base(base), settings))
+    section = TrainSection(
+        learning_rate=rate, weight_decay=decay, lora=LoraSection(plus_ratio=ratio)
+    )
+    ours = build_optimizer(models[0], section)
+    set_learning_rate(ours, rate)
+    theirs = create_loraplus_optimizer(
+        models[1], torch.optim.AdamW, lr=rate, loraplus_lr_ratio=ratio, loraplus_weight_decay=decay
+    )
+    ids = torch.arange(3, 40)[None]
+    for _ in range(3):
+        for model, optimizer in zip(models, (ours, theirs), strict=True):
+            model(input_ids=ids, labels=ids).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    pairs = zip(models[0].named_parameters(), models[1].parameters(), strict=True)
+    for (name, mine), peft in pairs:
+        assert torch.allclose(mine, peft, atol=1e-6), name
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_loss_goes_down_and_the_artifact_says_how(method, train_config, context, logged):
+    ctx = context()
+    config = train_config(max_steps=20, **METHODS[method])
+    result = Train().run(config, ctx)
+    losses = logged(ctx.output, "loss")
+    assert losses[-1] < 0.8 * losses[0]
+    lora = config.train.lora
+    assert (result.facts["dora"], result.facts["init"]) == (lora.dora, lora.init)
+    assert result.facts["plus_ratio"] == lora.plus_ratio
+    assert (ctx.output / start.FILE).is_file() == (lora.init != "default")
+
+
+@pytest.mark.parametrize("method", ["dora", "pissa", "pissa_niter", "loftq", "loraplus"])
+def test_interrupted_and_resumed_is_the_same_run(
+    method, train_config, context, logged, monkeypatch
+):
+    config = train_config(checkpoint_every=2, **METHODS[method])
+    whole = context("whole")
+    Train().run(config, whole)
+    run_until_crashed(config, context("killed"))
+    killed = whole.output.parent.parent / "killed"
+    (killed / "output").rename(killed / "lost")
+    if config.train.lora.init != "default":
+        # another machine's singular vectors need not be the same: they are not looked for again
+        for name in ("svd", "svd_lowrank"):
+            monkeypatch.setattr(torch.linalg if name == "svd" else torch, name, None)
+    resumed = context("killed")
+    Train().run(config, resumed)
+    assert logged(resumed.output, "loss") == logged(whole.output, "loss")
+    for name in ("adapter_model.safetensors", start.FILE):
+        if (whole.output / name).exists():
+            assert (resumed.output / name).read_bytes() == (whole.output / name).read_bytes()
+
+
+def test_without_resume_the_start_is_made_anew(train_config, context, logged):
+    import dataclasses
+
+    config = train_config(**METHODS["pissa"])
+    ctx = context("stopped")
+    (ctx.state / start.FILE).write_bytes(b"damaged")
+    with pytest.raises(ArtifactError, match=r"start_adapter.safetensors cannot be read"):
+        Train().run(config, ctx)
+    Train().run(config, dataclasses.replace(ctx, resume=False))
+    assert (ctx.output / start.FILE).stat().st_size > 1000
+
+
+def test_a_start_of_another_rank_is_refused(train_config, context):
+    ctx = context()
+    Train().run(train_config(**METHODS["pissa"], max_steps=1), ctx)
+    ctx.output.rename(ctx.output.parent / "first")
+    other = train_config(lora={"rank": 4, "init": "pissa"})
+    with pytest.raises(ArtifactError, match="is the start of another adapter") as caught:
+        Train().run(other, context())
+    assert "train anew" in caught.value.hint
+
+
+@pytest.mark.parametrize("method", ["pissa", "loftq"])
+def test_an_adapter_that_stayed_where_it_started_is_an_error(method, train_config, context):
+    config = train_config(**METHODS[method] | {"learning_rate": 1e-45}, max_steps=1)
+    with pytest.raises(StepFailedError, match="all 14 adapter matrices B where they started"):
+        Train().run(config, context())
+
+
+# --- leaving training -----------------------------------------------------------------------------
+
+
+def trained_forward(adapter, base, row):
+    """The model as it was trained: on its NF4 base, or on what PiSSA left."""
+    quantized = adapter.facts["trained_on"] == "nf4"
+    model = load_base(base, Numerics(adapter.facts["precision"], quantized), "cpu")
+    return row_logits(start.load_adapter(model, adapter.path), row)
+
+
+@pytest.mark.parametrize("method", ["dora", "qdora", "pissa", "pissa_niter", "loftq"])
+def test_merged_is_what_was_trained(method, trained, context, base, row):
+    adapter = trained(method)
+    ctx = context("export", adapter=adapter)
+    result = Export().run(
+        ExportConfig(format="merged", dtype="fp32", method=adapter.facts["method"]), ctx
+    )
+    expected = trained_forward(adapter, base, row)
+    assert (logits_of(ctx.output, row) - expected).abs().max() < 1e-3
+    assert result.metrics["merge_error"] < 1e-3
+    assert (expected - logits_of(base, row)).abs().max() > 0.5  # training did something
+    assert result.facts["init"] == adapter.facts["init"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("method", ["pissa", "pissa_niter"])
+def test_pissa_leaves_as_a_plain_adapter_of_the_same_function(
+    method, precision, trained, context, base, row
+):
+    adapter = trained(method, precision=precision)
+    ctx = context("export", adapter=adapter)
+    result = Export().run(ExportConfig(format="adapter"), ctx)
+    settings = json.loads((ctx.output / "adapter_config.json").read_text())
+    assert settings["init_lora_weights"] is True
+    assert (settings["r"], settings["use_rslora"]) == (2 * RANK, False)
+    assert not (ctx.output / start.FILE).exists()
+    served = row_logits(PeftModel.from_pretrained(plain_base(base), ctx.output), row)
+    trained_logits = trained_forward(adapter, base, row)
+    error = (served - trained_logits).abs().max()
+    assert error < (1e-3 if precision == "fp32" else 0.5)  # bf16 activations round
+    assert (served - logits_of(base, row)).abs().max() > 3 * error
+    assert result.metrics["conversion_error"] <= result.metrics["conversion_tolerance"]
+    assert result.facts["rank"] == 2 * RANK
+    assert result.facts["converted_from"] == adapter.facts["init"]
+    wrong = row_logits(PeftModel.from_pretrained(plain_base(base), adapter.path), row)
+    assert (wrong - trained_logits).abs().max() > 0 or method == "pissa"
+
+
+def test_a_conversion_that_is_not_equal_is_refused(trained, context, monkeypatch):
+    monkeypatch.setattr(convert, "TOLERANCE", -1.0)
+    monkeypatch.setattr(convert, "ROUNDING", -1.0)
+    ctx = context("export", adapter=trained("pissa"))
+    with pytest.raises(StepFailedError, match="is not the trained model: a logit differs") as error:
+        Export().run(ExportConfig(format="adapter"), ctx)
+    assert "export.formats: [merged]" in error.value.hint
+
+
+def test_a_lost_start_is_found_by_the_comparison(trained, context):
+    """What the proof is for: an adapter whose start was exchanged converts to another model."""
+    from safetensors.torch import save_file
+
+    adapter = trained("pissa")
+    file = adapter.path / start.FILE
+    other = {name: torch.roll(w, 1, 0) for name, w in load_file(file).items()}
+    save_file(other, file)
+    first = convert.plain_matrices
+    ctx = context("export", adapter=adapter)
+    true = trained("pissa", "again")
+
+    def with_other_start(matrices, begun):
+        return first(matrices, load_file(true.path / start.FILE))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convert, "plain_matrices", with_other_start)
+        with pytest.raises(StepFailedError, match="is not the trained model"):
+            Export().run(ExportConfig(format="adapter"), ctx)
+
+
+def test_stored_factors_keep_the_difference_when_an_engine_rounds_them():
+    torch.manual_seed(0)
+    b0, a0 = torch.randn(64, 8), torch.randn(8, 96)
+    b, a = b0 + 1e-2 * torch.randn(64, 8), a0 + 1e-2 * torch.randn(8, 96)
+    exact = (b.double() @ a.double() - b0.double() @ a0.double()).float()
+
+    def rounded(left, right):
+        return left.bfloat16().float() @ right.bfloat16().float()
+
+    ours = convert.difference(b, a, b0, a0)
+    assert (ours[0] @ ours[1] - exact).norm() < 1e-5 * exact.norm()
+    concatenated = rounded(torch.cat([b, -b0], 1), torch.cat([a, a0], 0))
+    assert (rounded(*ours) - exact).norm() < 1e-2 * exact.norm()
+    assert (concatenated - exact).norm() > 5e-2 * exact.norm()
