@@ -22,6 +22,7 @@ from toolkit.preflight import (
     quantization,
     serving,
     tensors,
+    trained,
 )
 from toolkit.preflight.facts import LOCKED_ENGINES, Accelerator, Facts, gather
 from toolkit.preflight.machine import Environment, gather_here
@@ -40,6 +41,7 @@ RULES: tuple[Rule, ...] = (
     *quantization.RULES,
     *serving.RULES,
     *capacity.RULES,
+    *trained.RULES,
     *adapters.RULES,
     *tensors.RULES,
 )

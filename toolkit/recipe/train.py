@@ -114,12 +114,12 @@ class TrainSection(Section):
     """Steps between two checkpoints, from which an interrupted run goes on."""
 
     @property
-    def adapter_stands_alone(self) -> bool:
-        """Whether the adapter on the full-precision base is, or is meant to be, the trained model.
+    def needs_merge(self) -> bool:
+        """Whether the adapter by itself is nothing to serve on the base.
 
-        Not with DoRA, which no engine loads, and not with LoftQ, whose adapter holds a correction of the 4-bit base.
+        So with DoRA, which no engine loads, and with LoftQ, whose adapter holds a correction of the 4-bit base.
         """
-        return self.method != "full" and not self.lora.dora and self.lora.init != "loftq"
+        return self.method != "full" and (self.lora.dora or self.lora.init == "loftq")
 
     @model_validator(mode="after")
     def _lora_fits_the_method(self) -> Self:
