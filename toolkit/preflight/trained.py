@@ -42,7 +42,12 @@ def _does(row: Row) -> str:
 def dora_served(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
     """No engine of today computes the length of W + B A, which DoRA divides by."""
     row = _row("dora", facts)
-    if recipe.train is None or recipe.train.method == "full" or not recipe.train.lora.dora or not row:
+    if (
+        recipe.train is None
+        or recipe.train.method == "full"
+        or not recipe.train.lora.dora
+        or not row
+    ):
         return
     alone = _alone(recipe, by_engine=True)
     for where in alone:

@@ -63,8 +63,8 @@ class Train:
 
 def _effect(model: Any, ctx: StageContext) -> float:
     from toolkit.data.store import TokenStore
-    from toolkit.train.batches import rows_with_targets
     from toolkit.train import start
+    from toolkit.train.batches import rows_with_targets
     from toolkit.train.effect import adapter_effect
 
     store = TokenStore(ctx.inputs["dataset"].path / "tokens" / "train")

@@ -135,11 +135,12 @@ def _training(facts: Mapping[str, Any]) -> dict[str, str]:
 
 def _variants(facts: Mapping[str, Any]) -> list[str]:
     start = str(facts.get("init", "default"))
+    family = start.partition("_")[0]
     ratio = facts.get("plus_ratio")
     named = {
         "rsLoRA (arXiv:2312.03732)": facts.get("rslora"),
         "DoRA (arXiv:2402.09353)": facts.get("dora"),
-        f"{STARTS.get(start.split('_')[0], start)}, {start}": start != "default",
+        f"{STARTS.get(family)}, {start}": start != "default",
         f"LoRA+ (arXiv:2402.12354), ratio {ratio}": ratio,
     }
     return [name for name, is_so in named.items() if is_so]

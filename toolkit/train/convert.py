@@ -19,7 +19,7 @@ from toolkit.data.store import TokenRow
 from toolkit.errors import StepFailedError
 from toolkit.train.effect import row_logits
 from toolkit.train.model import Numerics, load_base
-from toolkit.train.start import FILE, PREFIX, Matrices, load_adapter, pairs, read, scale_of, subtract
+from toolkit.train.start import FILE, Matrices, load_adapter, named, pairs, read, scale_of
 
 if TYPE_CHECKING:
     import torch
@@ -106,7 +106,7 @@ def _write_plain(adapter: Path, output: Path) -> int:
     settings = LoraConfig.from_pretrained(str(adapter))
     plain = plain_matrices(load_file(adapter / WEIGHTS), read(adapter / FILE))
     save_file(plain, output / WEIGHTS, metadata={"format": "pt"})
-    rank = 2 * settings.r
+    rank: int = 2 * settings.r
     stored = json.loads((adapter / SETTINGS).read_text()) | {
         "r": rank,
         "lora_alpha": scale_of(settings) * rank,
@@ -122,9 +122,8 @@ def plain_matrices(trained: Mapping[str, torch.Tensor], start: Matrices) -> Matr
     found: Matrices = {}
     first = {module: (a0, b0) for module, a0, b0 in pairs(start)}
     for module, a, b in pairs(trained):
-        b_plain, a_plain = difference(b, a, first[module][1], first[module][0])
-        found[f"{PREFIX}{module}.lora_A.weight"] = a_plain
-        found[f"{PREFIX}{module}.lora_B.weight"] = b_plain
+        a0, b0 = first[module]
+        found |= named(module, *difference(b, a, b0, a0))
     return found
 
 

@@ -178,6 +178,7 @@ def build_model(
     numerics: Numerics,
     device: str,
     facts: Mapping[str, Any],
+    *,
     start: Path | None = None,
 ) -> Any:
     """The model to train, in training mode, with the right weights trainable.

@@ -62,7 +62,7 @@ def fine_tune(
     seed_everything(seed)
     ctx.note(f"loading the base model ({numerics.trained_on})")
     start = start_file(ctx.state, resume=ctx.resume)
-    model = build_model(base.path, config, numerics, ctx.device, base.facts, start)
+    model = build_model(base.path, config, numerics, ctx.device, base.facts, start=start)
     optimizer = build_optimizer(model, config)
     position = _start(model, optimizer, rows.steps, ctx)
     total = len(rows.steps)

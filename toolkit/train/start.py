@@ -108,9 +108,10 @@ def read(file: Path) -> Matrices:
     from safetensors.torch import load_file
 
     try:
-        return load_file(file)
+        start: Matrices = load_file(file)
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{file} cannot be read: {error}", _anew(file)) from error
+    return start
 
 
 def write(file: Path, adapted: Any) -> None:
@@ -192,6 +193,11 @@ def pairs(start: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor
             yield module.removeprefix(PREFIX), a, start[f"{module}.lora_B.weight"]
 
 
+def named(module: str, b: torch.Tensor, a: torch.Tensor) -> Matrices:
+    """B [O, r] and A [r, I] of a layer, as an adapter's file names them."""
+    return {f"{PREFIX}{module}.lora_A.weight": a, f"{PREFIX}{module}.lora_B.weight": b}
+
+
 def _lost_by_rounding(adapted: Any, base: Path) -> Matrices:
     """LoftQ's start in one round: the best A and B of rank r for what NF4 lost of each weight.
 
@@ -205,13 +211,11 @@ def _lost_by_rounding(adapted: Any, base: Path) -> Matrices:
     settings = adapted.peft_config["default"]
     found: Matrices = {}
     originals = _Originals(base)
-    for module, a, _ in pairs(matrices(adapted)):
+    for module, _a, _b in pairs(matrices(adapted)):
         packed = adapted.get_base_model().get_submodule(module).base_layer.weight
         rounded = dequantize_4bit(packed.data, packed.quant_state).to(torch.float32)  # [O, I]
         lost = originals.weight(module).to(rounded) - rounded
-        b, a = low_rank(lost / scale_of(settings), settings.r)
-        found[f"{PREFIX}{module}.lora_A.weight"] = a
-        found[f"{PREFIX}{module}.lora_B.weight"] = b
+        found |= named(module, *low_rank(lost / scale_of(settings), settings.r))
     return found
 
 

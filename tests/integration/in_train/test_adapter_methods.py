@@ -1,9 +1,12 @@
 """DoRA, PiSSA, LoftQ and LoRA+: PEFT's numbers, resumed as uninterrupted, and exported as trained."""
 
+import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
+from conftest import MAX_LENGTH
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from peft.utils.loftq_utils import _low_rank_decomposition
@@ -15,9 +18,9 @@ from transformers import AutoModelForCausalLM
 from toolkit.data.store import TokenStore
 from toolkit.errors import ArtifactError, StepFailedError
 from toolkit.recipe.train import LoraSection, TrainSection
-from toolkit.stages import Input, Kind
+from toolkit.stages import Input, Kind, StageContext
 from toolkit.stages.export import Export, ExportConfig
-from toolkit.stages.train import Train
+from toolkit.stages.train import Train, TrainConfig
 from toolkit.train import convert, start
 from toolkit.train.effect import row_logits
 from toolkit.train.model import Numerics, add_adapter, load_base
@@ -43,22 +46,42 @@ METHODS = {
 }
 
 
-def input_of(result, ctx):
-    return Input(ctx.output, Kind.adapter, "a" * 64, result.facts)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, base, dataset):
+    """Artifacts of whole runs, each trained once in this module; read them, or copy them."""
+    made = {}
 
-
-@pytest.fixture
-def trained(train_config, context):
-    def run(method, name="trained", **changes):
-        ctx = context(name)
-        return input_of(Train().run(train_config(**METHODS[method] | changes), ctx), ctx)
+    def run(method, precision="fp32"):
+        if (method, precision) not in made:
+            root = tmp_path_factory.mktemp(method)
+            inputs = {
+                "model": Input(base, Kind.model, "b" * 64, {"source": "tests/small-llama"}),
+                "dataset": Input(dataset, Kind.dataset, "d" * 64, {}),
+            }
+            for folder in ("output", "state"):
+                (root / folder).mkdir()
+            ctx = StageContext(inputs, root / "output", root / "state", root)
+            result = Train().run(config_of(method, precision=precision), ctx)
+            made[method, precision] = Input(ctx.output, Kind.adapter, "a" * 64, result.facts)
+        return made[method, precision]
 
     return run
 
 
-@pytest.fixture
-def row(dataset):
-    return TokenStore(dataset / "tokens" / "heldout")[3]
+def config_of(method, **changes):
+    values = {
+        "max_steps": 8,
+        "batch_size": 2,
+        "learning_rate": 1e-2,
+        "checkpoint_every": 2,
+        **METHODS[method],
+        **changes,
+    }
+    return TrainConfig(train=TrainSection(**values), max_length=MAX_LENGTH, seed=3)
+
+
+def row_of(ctx):
+    return TokenStore(ctx.inputs["dataset"].path / "tokens" / "heldout")[3]
 
 
 def plain_base(base):
@@ -81,7 +104,7 @@ def plain_base(base):
     ],
     ids=str,
 )
-def test_an_adapter_starts_as_in_peft(ours, theirs, base, tmp_path, row):
+def test_an_adapter_starts_as_in_peft(ours, theirs, context, base, tmp_path):
     settings = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, **theirs)
     torch.manual_seed(1)
     expected = get_peft_model(plain_base(base), settings)
@@ -92,19 +115,19 @@ def test_an_adapter_starts_as_in_peft(ours, theirs, base, tmp_path, row):
     mine, peft = dict(adapted.named_parameters()), dict(expected.named_parameters())
     assert mine.keys() == peft.keys()
     assert all(torch.equal(mine[name], peft[name]) for name in peft)
+    row = row_of(context())
     assert (row_logits(adapted, row) - logits_of(base, row)).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("method", ["dora", "pissa"])
-def test_training_steps_are_those_of_peft(method, train_config, context, base, trained, row):
+def test_training_steps_are_those_of_peft(method, context, base):
     """Three steps over one batch each, written down with PEFT and AdamW alone."""
     from toolkit.train.batches import collate, lengths_of, rows_with_targets
     from toolkit.train.loss import summed_loss
     from toolkit.train.order import plan_steps
     from toolkit.train.sft import seed_everything
 
-    changes = METHODS[method] | {"max_steps": 3, "schedule": "constant", "warmup": 0.0}
-    config = train_config(**changes)
+    config = config_of(method, max_steps=3, schedule="constant", warmup=0.0)
     ctx = context()
     Train().run(config, ctx)
     seed_everything(config.seed)
@@ -130,7 +153,7 @@ def test_training_steps_are_those_of_peft(method, train_config, context, base, t
             assert torch.allclose(mine[name.replace(".default", "")], weight, atol=1e-5), name
 
 
-def test_loftq_takes_what_rounding_lost_in_as_peft_does(base, tmp_path):
+def test_loftq_takes_what_rounding_lost_as_peft_does(base):
     lora = LoraSection(rank=RANK, alpha=RANK, init="loftq")  # PEFT leaves the scale out: here 1
     model = load_base(base, Numerics("fp32", quantized=True), "cpu")
     adapted = add_adapter(model, lora, "base", base)
@@ -146,7 +169,8 @@ def test_loftq_takes_what_rounding_lost_in_as_peft_does(base, tmp_path):
     assert torch.allclose(layer.lora_A["default"].weight.abs(), theirs["R"].abs(), atol=1e-4)
 
 
-def test_loftq_brings_the_4_bit_base_nearer_whatever_the_scale(base, row):
+def test_loftq_brings_the_4_bit_base_nearer_whatever_the_scale(base, context):
+    row = row_of(context())
     numerics = Numerics("fp32", quantized=True)
     exact = logits_of(base, row)
     rounded = row_logits(load_base(base, numerics, "cpu"), row)
@@ -189,44 +213,35 @@ def test_loraplus_steps_as_pefts_optimizer(decay, dora, base):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_loss_goes_down_and_the_artifact_says_how(method, train_config, context, logged):
-    ctx = context()
-    config = train_config(max_steps=20, **METHODS[method])
-    result = Train().run(config, ctx)
-    losses = logged(ctx.output, "loss")
-    assert losses[-1] < 0.8 * losses[0]
-    lora = config.train.lora
-    assert (result.facts["dora"], result.facts["init"]) == (lora.dora, lora.init)
-    assert result.facts["plus_ratio"] == lora.plus_ratio
-    assert (ctx.output / start.FILE).is_file() == (lora.init != "default")
+def test_loss_goes_down_and_the_artifact_says_how(method, trained, logged):
+    adapter = trained(method)
+    losses = logged(adapter.path, "loss")
+    assert losses[-1] < 0.9 * losses[0]
+    lora = config_of(method).train.lora
+    assert (adapter.facts["dora"], adapter.facts["init"]) == (lora.dora, lora.init)
+    assert adapter.facts["plus_ratio"] == lora.plus_ratio
+    assert (adapter.path / start.FILE).is_file() == (lora.init != "default")
 
 
-@pytest.mark.parametrize("method", ["dora", "pissa", "pissa_niter", "loftq", "loraplus"])
-def test_interrupted_and_resumed_is_the_same_run(
-    method, train_config, context, logged, monkeypatch
-):
-    config = train_config(checkpoint_every=2, **METHODS[method])
-    whole = context("whole")
-    Train().run(config, whole)
-    run_until_crashed(config, context("killed"))
-    killed = whole.output.parent.parent / "killed"
-    (killed / "output").rename(killed / "lost")
-    if config.train.lora.init != "default":
-        # another machine's singular vectors need not be the same: they are not looked for again
-        for name in ("svd", "svd_lowrank"):
-            monkeypatch.setattr(torch.linalg if name == "svd" else torch, name, None)
+@pytest.mark.parametrize("method", ["dora", "pissa_niter", "loftq", "loraplus"])
+def test_interrupted_and_resumed_is_the_same_run(method, trained, context, logged, monkeypatch):
+    whole, config = trained(method).path, config_of(method)
+    killed = context("killed")
+    run_until_crashed(config, killed)
+    killed.output.rename(killed.output.parent / "lost")
+    # another machine's singular vectors need not be the same: they are not looked for again
+    monkeypatch.setattr(torch.linalg, "svd", None)
+    monkeypatch.setattr(torch, "svd_lowrank", None)
     resumed = context("killed")
     Train().run(config, resumed)
-    assert logged(resumed.output, "loss") == logged(whole.output, "loss")
+    assert logged(resumed.output, "loss") == logged(whole, "loss")
     for name in ("adapter_model.safetensors", start.FILE):
-        if (whole.output / name).exists():
-            assert (resumed.output / name).read_bytes() == (whole.output / name).read_bytes()
+        if (whole / name).exists():
+            assert (resumed.output / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_without_resume_the_start_is_made_anew(train_config, context, logged):
-    import dataclasses
-
-    config = train_config(**METHODS["pissa"])
+def test_without_resume_the_start_is_made_anew(context):
+    config = config_of("pissa", max_steps=1)
     ctx = context("stopped")
     (ctx.state / start.FILE).write_bytes(b"damaged")
     with pytest.raises(ArtifactError, match=r"start_adapter.safetensors cannot be read"):
@@ -235,19 +250,17 @@ def test_without_resume_the_start_is_made_anew(train_config, context, logged):
     assert (ctx.output / start.FILE).stat().st_size > 1000
 
 
-def test_a_start_of_another_rank_is_refused(train_config, context):
+def test_a_start_of_another_rank_is_refused(trained, context):
     ctx = context()
-    Train().run(train_config(**METHODS["pissa"], max_steps=1), ctx)
-    ctx.output.rename(ctx.output.parent / "first")
-    other = train_config(lora={"rank": 4, "init": "pissa"})
+    shutil.copyfile(trained("pissa").path / start.FILE, ctx.state / start.FILE)
     with pytest.raises(ArtifactError, match="is the start of another adapter") as caught:
-        Train().run(other, context())
+        Train().run(config_of("pissa", lora={"rank": 4, "init": "pissa"}), ctx)
     assert "train anew" in caught.value.hint
 
 
 @pytest.mark.parametrize("method", ["pissa", "loftq"])
-def test_an_adapter_that_stayed_where_it_started_is_an_error(method, train_config, context):
-    config = train_config(**METHODS[method] | {"learning_rate": 1e-45}, max_steps=1)
+def test_an_adapter_that_stayed_where_it_started_is_an_error(method, context):
+    config = config_of(method, learning_rate=1e-45, max_steps=1)
     with pytest.raises(StepFailedError, match="all 14 adapter matrices B where they started"):
         Train().run(config, context())
 
@@ -262,26 +275,29 @@ def trained_forward(adapter, base, row):
     return row_logits(start.load_adapter(model, adapter.path), row)
 
 
-@pytest.mark.parametrize("method", ["dora", "qdora", "pissa", "pissa_niter", "loftq"])
-def test_merged_is_what_was_trained(method, trained, context, base, row):
-    adapter = trained(method)
+@pytest.mark.parametrize(
+    ("method", "precision"),
+    [("dora", "fp32"), ("qdora", "fp32"), ("pissa_niter", "bf16"), ("loftq", "fp32")],
+)
+def test_merged_is_what_was_trained(method, precision, trained, context, base):
+    adapter, row = trained(method, precision), row_of(context())
     ctx = context("export", adapter=adapter)
     result = Export().run(
         ExportConfig(format="merged", dtype="fp32", method=adapter.facts["method"]), ctx
     )
     expected = trained_forward(adapter, base, row)
-    assert (logits_of(ctx.output, row) - expected).abs().max() < 1e-3
+    allowed = 1e-3 if precision == "fp32" else 0.5  # bf16 activations round
+    assert (logits_of(ctx.output, row) - expected).abs().max() < allowed
     assert result.metrics["merge_error"] < 1e-3
     assert (expected - logits_of(base, row)).abs().max() > 0.5  # training did something
     assert result.facts["init"] == adapter.facts["init"]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("method", ["pissa", "pissa_niter"])
+@pytest.mark.parametrize(("method", "precision"), [("pissa", "fp32"), ("pissa_niter", "bf16")])
 def test_pissa_leaves_as_a_plain_adapter_of_the_same_function(
-    method, precision, trained, context, base, row
+    method, precision, trained, context, base
 ):
-    adapter = trained(method, precision=precision)
+    adapter, row = trained(method, precision), row_of(context())
     ctx = context("export", adapter=adapter)
     result = Export().run(ExportConfig(format="adapter"), ctx)
     settings = json.loads((ctx.output / "adapter_config.json").read_text())
@@ -296,8 +312,6 @@ def test_pissa_leaves_as_a_plain_adapter_of_the_same_function(
     assert result.metrics["conversion_error"] <= result.metrics["conversion_tolerance"]
     assert result.facts["rank"] == 2 * RANK
     assert result.facts["converted_from"] == adapter.facts["init"]
-    wrong = row_logits(PeftModel.from_pretrained(plain_base(base), adapter.path), row)
-    assert (wrong - trained_logits).abs().max() > 0 or method == "pissa"
 
 
 def test_a_conversion_that_is_not_equal_is_refused(trained, context, monkeypatch):
@@ -309,25 +323,19 @@ def test_a_conversion_that_is_not_equal_is_refused(trained, context, monkeypatch
     assert "export.formats: [merged]" in error.value.hint
 
 
-def test_a_lost_start_is_found_by_the_comparison(trained, context):
-    """What the proof is for: an adapter whose start was exchanged converts to another model."""
-    from safetensors.torch import save_file
+def test_another_start_than_was_trained_from_is_found_by_the_comparison(
+    trained, context, monkeypatch
+):
+    """What the comparison is for: one layer's start is subtracted from another."""
+    plain = convert.plain_matrices
 
-    adapter = trained("pissa")
-    file = adapter.path / start.FILE
-    other = {name: torch.roll(w, 1, 0) for name, w in load_file(file).items()}
-    save_file(other, file)
-    first = convert.plain_matrices
-    ctx = context("export", adapter=adapter)
-    true = trained("pissa", "again")
+    def mixed_up(matrices, begun):
+        return plain(matrices, {name: torch.roll(w, 1, 0) for name, w in begun.items()})
 
-    def with_other_start(matrices, begun):
-        return first(matrices, load_file(true.path / start.FILE))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(convert, "plain_matrices", with_other_start)
-        with pytest.raises(StepFailedError, match="is not the trained model"):
-            Export().run(ExportConfig(format="adapter"), ctx)
+    monkeypatch.setattr(convert, "plain_matrices", mixed_up)
+    ctx = context("export", adapter=trained("pissa"))
+    with pytest.raises(StepFailedError, match="is not the trained model"):
+        Export().run(ExportConfig(format="adapter"), ctx)
 
 
 def test_stored_factors_keep_the_difference_when_an_engine_rounds_them():
