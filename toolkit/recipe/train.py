@@ -11,11 +11,12 @@ from toolkit.recipe.base import Count, Fraction, Section
 from toolkit.registry import close_match
 
 INITS = ("default", "pissa", "pissa_niter_16", "loftq")
+PATTERN = "default|pissa(_niter_[1-9][0-9]*)?|loftq"
 
 
 def _init(value: str) -> str:
     """``value`` where PEFT knows it and the toolkit can serve what it makes; raises ValueError where not."""
-    if not re.fullmatch(r"default|pissa(_niter_[1-9]\d*)?|loftq", value):
+    if not re.fullmatch(PATTERN, value):
         raise ValueError(
             f"init is {value!r}: write default, pissa, pissa_niter_N (such as pissa_niter_16) or "
             f"loftq{close_match(value, list(INITS))}"
@@ -39,9 +40,11 @@ class LoraSection(Section):
     dora: bool = False
     """DoRA (arXiv:2402.09353): learn the length of each weight's rows apart from their direction. No engine loads such
     an adapter: it is served merged."""
-    init: Annotated[str, AfterValidator(_init)] = "default"
+    init: Annotated[
+        str, AfterValidator(_init), Field(json_schema_extra={"pattern": f"^({PATTERN})$"})
+    ] = "default"
     """How A and B start. `default`: B is zero. `pissa` (arXiv:2404.02948): the largest singular vectors of each weight,
-    which is left with the rest; `pissa_niter_16` finds them in seconds, by 16 power iterations. `loftq`
+    which is left with the rest; `pissa_niter_16` finds them sooner, by 16 power iterations. `loftq`
     (arXiv:2310.08659): what 4-bit rounding lost; with `qlora` alone."""
     plus_ratio: Annotated[float, Field(ge=1)] | None = None
     """LoRA+ (arXiv:2402.12354): learning rate of B over that of A; 16 is a start, with half of `learning_rate`."""

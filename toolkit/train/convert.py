@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-2
 """Largest difference of a logit in float32, trained model to converted adapter on the base, after training in fp32."""
 
-ROUNDING = 2.0
+ROUNDING = 1.0
 """After training in bf16: how much of what bf16 activations do to a logit the rounding of W - s B0 A0 may do."""
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
