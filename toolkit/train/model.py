@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -150,9 +151,8 @@ def add_adapter(
     """
     from peft import LoraConfig, TaskType, get_peft_model
 
-    from toolkit.train.start import begin
+    from toolkit.train.start import begin, first_alone
 
-    by_peft = lora.is_pissa and not (start and start.is_file())
     settings = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=lora.rank,
@@ -160,15 +160,17 @@ def add_adapter(
         lora_dropout=lora.dropout,
         use_rslora=lora.rslora,
         use_dora=lora.dora,
-        init_lora_weights=lora.init if by_peft else True,
         target_modules=resolve_targets(lora.targets, linear_layers(model)),
     )
-    adapted = get_peft_model(model, settings, autocast_adapter_dtype=True)
-    adapted.peft_config["default"].base_model_name_or_path = base_id
-    if lora.init != "default":
-        begin(adapted, lora, folder, start)
-    if lora.is_pissa:
-        adapted.peft_config["default"].init_lora_weights = lora.init
+    with first_alone() if lora.init != "default" else nullcontext():
+        if lora.is_pissa and not (start and start.is_file()):
+            settings.init_lora_weights = lora.init
+        adapted = get_peft_model(model, settings, autocast_adapter_dtype=True)
+        if lora.init != "default":
+            begin(adapted, lora, folder, start)
+    stored = adapted.peft_config["default"]
+    stored.base_model_name_or_path = base_id
+    stored.init_lora_weights = lora.init if lora.is_pissa else True
     return adapted
 
 

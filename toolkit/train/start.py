@@ -33,9 +33,30 @@ PREFIX = "base_model.model."
 def start_file(state: Path, *, resume: bool) -> Path:
     """Where a run keeps its start; one that does not go on from an older run has none yet."""
     file = state / FILE
-    if not resume:
+    if not resume and not _rank():
         file.unlink(missing_ok=True)
     return file
+
+
+@contextmanager
+def first_alone() -> Iterator[None]:
+    """Of several training processes the first one goes in, makes the start and keeps it; then the others."""
+    import torch
+
+    rank = _rank()
+    if rank:
+        torch.distributed.barrier()
+    yield
+    if rank == 0:
+        torch.distributed.barrier()
+
+
+def _rank() -> int | None:
+    """Of this process among several; None where it is the only one."""
+    import torch
+
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_rank() if several else None
 
 
 def found(folder: Path) -> Matrices | None:
@@ -115,13 +136,9 @@ def read(file: Path) -> Matrices:
 
 
 def write(file: Path, adapted: Any) -> None:
-    """Keep A and B, whole or not at all; one of several processes writes, all have the same."""
-    import torch
+    """Keep A and B, whole or not at all."""
     from safetensors.torch import save_file
 
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized() and distributed.get_rank() > 0:
-        return
     part = file.with_suffix(f".{os.getpid()}.part")
     save_file({name: w.detach().contiguous() for name, w in matrices(adapted).items()}, part)
     part.rename(file)

@@ -265,6 +265,42 @@ def test_an_adapter_that_stayed_where_it_started_is_an_error(method, context):
         Train().run(config, context())
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_several_processes_the_first_makes_the_start_and_all_have_it(
+    rank, base, tmp_path, monkeypatch
+):
+    """What is said to torch.distributed is recorded; other random numbers are other singular vectors."""
+    lora, file = LoraSection(rank=4, init="pissa_niter_1"), tmp_path / start.FILE
+    file.write_bytes(b"of an older run")
+
+    def build(seed):
+        torch.manual_seed(seed)
+        model = load_base(base, Numerics("fp32", quantized=False), "cpu")
+        return dict(add_adapter(model, lora, "base", base, file).named_parameters())
+
+    if rank == 0:
+        kept = []
+        monkeypatch.setattr(start, "_rank", lambda: 0)
+        monkeypatch.setattr(torch.distributed, "barrier", lambda: kept.append(file.stat().st_size))
+        start.start_file(tmp_path, resume=False)
+        build(0)
+        assert kept[0] > 1000  # the others are let in when the start is there
+        return
+    monkeypatch.setattr(start, "_rank", lambda: 1)
+    start.start_file(tmp_path, resume=False)
+    assert file.is_file()  # it is for the first to remove
+    made = []
+
+    def first_process():
+        file.unlink()
+        monkeypatch.setattr(start, "_rank", lambda: None)
+        made.append(build(0))
+
+    monkeypatch.setattr(torch.distributed, "barrier", first_process)
+    mine = build(1)
+    assert all(torch.equal(weight, made[0][name]) for name, weight in mine.items())
+
+
 # --- leaving training -----------------------------------------------------------------------------
 
 
