@@ -16,7 +16,7 @@ from math import sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from toolkit.errors import ArtifactError, PreflightError
+from toolkit.errors import ArtifactError
 from toolkit.recipe.train import LoraSection
 
 if TYPE_CHECKING:
@@ -114,7 +114,9 @@ def begin(adapted: Any, lora: LoraSection, base: Path, kept: Path | None) -> Non
         put(adapted, start)
         return
     if lora.init == "loftq":
-        put(adapted, _lost_by_rounding(adapted, base))
+        from toolkit.train.loftq import lost_by_rounding
+
+        put(adapted, lost_by_rounding(adapted, base))
     if kept is not None:
         write(kept, adapted)
 
@@ -213,58 +215,6 @@ def pairs(start: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor
 def named(module: str, b: torch.Tensor, a: torch.Tensor) -> Matrices:
     """B [O, r] and A [r, I] of a layer, as an adapter's file names them."""
     return {f"{PREFIX}{module}.lora_A.weight": a, f"{PREFIX}{module}.lora_B.weight": b}
-
-
-def _lost_by_rounding(adapted: Any, base: Path) -> Matrices:
-    """LoftQ's start in one round: the best A and B of rank r for what NF4 lost of each weight.
-
-    The base then stays the NF4 form of the original, which an engine can serve too. Unlike PEFT 0.21 the scale of
-    the adapter is divided out (peft#1982), so that base and adapter together are nearest to the original; and it
-    runs where the model is, not on a GPU alone.
-    """
-    import torch
-    from bitsandbytes.functional import dequantize_4bit
-
-    settings = adapted.peft_config["default"]
-    found: Matrices = {}
-    originals = _Originals(base)
-    for module, _a, _b in pairs(matrices(adapted)):
-        packed = adapted.get_base_model().get_submodule(module).base_layer.weight
-        rounded = dequantize_4bit(packed.data, packed.quant_state).to(torch.float32)  # [O, I]
-        lost = originals.weight(module).to(rounded) - rounded
-        found |= named(module, *low_rank(lost / scale_of(settings), settings.r))
-    return found
-
-
-def low_rank(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """B [O, r] and A [r, I] whose product is nearest to a matrix [O, I]; the root of each singular value in both."""
-    import torch
-
-    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    roots = values[:rank].sqrt()
-    return (left[:, :rank] * roots).contiguous(), (roots[:, None] * right[:rank]).contiguous()
-
-
-class _Originals:
-    """Weights of the base before quantization, read one at a time."""
-
-    def __init__(self, folder: Path) -> None:
-        from safetensors import safe_open
-
-        self._folder = folder
-        self._files = [safe_open(file, "pt") for file in sorted(folder.glob("*.safetensors"))]
-        self._held = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118 - not a dict
-
-    def weight(self, module: str) -> torch.Tensor:
-        name = f"{module}.weight"
-        if name not in self._held:
-            raise PreflightError(
-                f"train.lora.init is 'loftq', but {self._folder} has no weight {name}: its files name "
-                "weights otherwise than the model does",
-                "take train.lora.init: default",
-            )
-        found: torch.Tensor = self._held[name].get_tensor(name)
-        return found
 
 
 def _check(start: Matrices, wanted: Mapping[str, Any], file: Path) -> None:
