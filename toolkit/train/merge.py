@@ -15,7 +15,7 @@ from toolkit.train.model import Numerics, Precision, load_base, torch_dtype
 from toolkit.train.start import load_adapter
 
 if TYPE_CHECKING:
-    from toolkit.proof.training_side import Recorder
+    from toolkit.proof.recorder import Recorder
 
 MERGE_TOLERANCE = 1e-2
 """Largest difference of a logit, adapter on its base to merged model, both in float32."""
