@@ -26,6 +26,9 @@ from benchmarks.train.cases import Case
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "triton", "trl", "liger-kernel",
             "bitsandbytes", "torchao", "datasets", "unsloth", "unsloth_zoo", "llamafactory")  # fmt: skip
+SHARED = ("torch", "transformers.models.llama.modeling_llama")
+FIRST = {"unsloth": ("unsloth",)}
+"""What is imported before anything else: Unsloth patches what comes after it."""
 DONE, FAILED, OUT_OF_MEMORY, POISONED = 0, 1, 3, 4
 
 
@@ -49,7 +52,7 @@ def run(case: Case, batch: int, folders: dict[str, str], began: float, imports_s
         "limit_gib": case.limit_gib,
         "imports_s": round(imports_s, 2),
         "compiled_files_found": _files(folders["cache"]),
-        "packages": _versions(case),
+        "packages": _versions(),
     }
     clock = Clock(Path(folders["file"]), case.warm, case.steps, began, facts)
     try:
@@ -66,7 +69,7 @@ def run(case: Case, batch: int, folders: dict[str, str], began: float, imports_s
     except torch.OutOfMemoryError as error:
         facts["out_of_memory"] = str(error).partition(". ")[0]
         return OUT_OF_MEMORY
-    except Exception as error:  # one that fails is written down, and the next is measured
+    except Exception as error:  # noqa: BLE001 - one that fails is written down, and the next is measured
         traceback.print_exc()
         facts["error"] = f"{type(error).__name__}: {error}"[:1500]
         return FAILED
@@ -79,7 +82,7 @@ def _files(cache: str) -> int:
     return sum(1 for path in Path(cache).rglob("*") if path.is_file())
 
 
-def _versions(case: Case) -> dict[str, str]:
+def _versions() -> dict[str, str]:
     from importlib import metadata
 
     found = {}
@@ -101,10 +104,11 @@ def main(path: str) -> int:
     asked = json.loads(Path(path).read_text())
     values = asked["case"] | {"batches": tuple(asked["case"]["batches"])}
     began = time.time()
-    import torch  # noqa: F401
-    import transformers.models.llama.modeling_llama  # noqa: F401
-
-    code = run(Case(**values), asked["batch"], asked["folders"], asked["began"], time.time() - began)
+    for name in FIRST.get(values["subject"], SHARED):
+        importlib.import_module(name)
+    code = run(
+        Case(**values), asked["batch"], asked["folders"], asked["began"], time.time() - began
+    )
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # threads of a trainer must not hold the next case up

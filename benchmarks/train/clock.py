@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import time
@@ -10,10 +11,6 @@ from typing import Any
 
 MATMUL = 8192
 ROUNDS = 30
-
-
-class EnoughSteps(Exception):  # noqa: N818 - not an error: the measurement is whole
-    """Raised out of a trainer that would go on."""
 
 
 class Clock:
@@ -65,8 +62,10 @@ class Clock:
         self.file.write_text(json.dumps(self.facts | memory() | self._speed(), indent=1))
 
     def _speed(self) -> dict[str, Any]:
-        seconds = [round(b - a, 4) for a, b in zip(self._stamps, self._stamps[1:], strict=False)]
+        seconds = [round(b - a, 4) for a, b in itertools.pairwise(self._stamps)]
         counted, tokens = seconds[self.warm :], self._tokens[self.warm :]
+        if not seconds:
+            return {}
         found: dict[str, Any] = {"warm_step_s": seconds[: self.warm], "step_s": counted}
         if self._losses:
             found["losses"] = self._losses
@@ -95,7 +94,7 @@ def memory() -> dict[str, float]:
     """Peaks of the allocator, and what the device says is taken, CUDA's context included."""
     import torch
 
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_initialized():
         return {}
     free, total = torch.cuda.mem_get_info()
     values = {

@@ -21,7 +21,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:] = [str(ROOT), *(p for p in sys.path if Path(p or ".").resolve() != ROOT / "benchmarks" / "train")]
+sys.path[:] = [
+    str(ROOT),
+    *(p for p in sys.path if Path(p or ".").resolve() != ROOT / "benchmarks" / "train"),
+]
 
 from benchmarks.train import case as process  # noqa: E402
 from benchmarks.train import cases as table  # noqa: E402
@@ -48,14 +51,24 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", help=f"cases, in this order: {', '.join(table.BY_NAME)}")
     parser.add_argument("--budget-s", type=float, default=570)
     parser.add_argument("--again", action="store_true", help="measure the named cases anew")
-    parser.add_argument("--all-batches", action="store_true", help="every batch, not the first that fits")
-    parser.add_argument("--cache", type=Path, help="compiled kernels; default OUT/cache, shared by all")
-    parser.add_argument("--train-site", type=Path, help="packages the interpreter lacks: peft, trl, ...")
+    parser.add_argument(
+        "--all-batches", action="store_true", help="every batch, not the first that fits"
+    )
+    parser.add_argument(
+        "--cache", type=Path, help="compiled kernels; default OUT/cache, shared by all"
+    )
+    parser.add_argument(
+        "--train-site", type=Path, help="packages the interpreter lacks: peft, trl, ..."
+    )
     parser.add_argument("--unsloth-site", type=Path, help="Unsloth and what it pins")
     parser.add_argument("--llamafactory-site", type=Path, help="LLaMA-Factory and what it pins")
-    parser.add_argument("--core-site", type=Path, help="pydantic, mlflow: for the stage case's worker")
+    parser.add_argument(
+        "--core-site", type=Path, help="pydantic, mlflow: for the stage case's worker"
+    )
     parser.add_argument("--shape", choices=("full", "tiny"), default="full")
-    parser.add_argument("--no-fork", action="store_true", help="import everything anew in every case")
+    parser.add_argument(
+        "--no-fork", action="store_true", help="import everything anew in every case"
+    )
     parser.add_argument("--list", action="store_true", help="print the cases and what is there")
     return parser.parse_args()
 
@@ -71,6 +84,7 @@ def main() -> None:
     os.environ.update(QUIET | {
         "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
         "TRITON_CACHE_DIR": str(cache / "triton"),
+        "UNSLOTH_COMPILE_LOCATION": str(cache / "unsloth"),
     })  # fmt: skip
     results = Results(options.out / "results.json")
     if options.list:
@@ -129,11 +143,13 @@ class Bench:
             found["error" if "tokens_per_s" not in found else "cut_off"] = ending(code, log)
         found["case_s"] = round(time.monotonic() - began, 1)
         self.results.add(name, found)
-        print(f"== {name}: {said(found)}; {found['case_s']} s, {self.room():.0f} s left", flush=True)
+        print(
+            f"== {name}: {said(found)}; {found['case_s']} s, {self.room():.0f} s left", flush=True
+        )
         return found
 
     def _run(self, case: Case, batch: int, folders: dict[str, str], log: Path) -> int:
-        forks = case.site == "train" and not case.variables and not self.options.no_fork
+        forks = case.site == "train" and not self.options.no_fork
         if forks and self._preload():
             code = self._forked(case, batch, folders, log)
             if code != process.POISONED:
@@ -160,10 +176,11 @@ class Bench:
 
     def _forked(self, case: Case, batch: int, folders: dict[str, str], log: Path) -> int:
         sys.stdout.flush()
-        began = time.time()
+        began, allowed = time.time(), self._allowed(case)
         child = os.fork()
         if child == 0:
             os.setsid()
+            os.environ.update(case.variables)
             with log.open("wb") as file:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
@@ -175,17 +192,22 @@ class Bench:
             pid, status = os.waitpid(child, os.WNOHANG)
             if pid:
                 return os.waitstatus_to_exitcode(status)
-            if self.room() < 0:
+            if time.time() - began > allowed:
                 os.killpg(child, signal.SIGKILL)
                 os.waitpid(child, 0)
                 return -signal.SIGKILL
             time.sleep(0.05)
 
+    def _allowed(self, case: Case) -> float:
+        """Seconds that a process may take: one that hangs must not take the others' time."""
+        return max(1.0, min(self.room(), 3 * case.expected_s + 30))
+
     def _started(self, case: Case, batch: int, folders: dict[str, str], log: Path) -> int:
         asked = Path(folders["file"]).with_suffix(".asked")
         asked.write_text(process.as_file(case, batch, folders, time.time()))
         site = getattr(self.options, f"{case.site}_site")
-        found = [str(site)] if site else []
+        sites = dict.fromkeys([site, self.options.train_site])  # its own packages come first
+        found = [str(site.absolute()) for site in sites if site]
         found += [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
         env = os.environ | dict(case.variables) | {"PYTHONPATH": os.pathsep.join(found)}
         with log.open("wb") as file:
@@ -194,7 +216,7 @@ class Bench:
                 env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
             )  # fmt: skip
         try:
-            return child.wait(max(1.0, self.room()))
+            return child.wait(self._allowed(case))
         except subprocess.TimeoutExpired:
             os.killpg(child.pid, signal.SIGKILL)
             return child.wait()

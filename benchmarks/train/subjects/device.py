@@ -8,7 +8,7 @@ from benchmarks.train.cases import Case
 from benchmarks.train.clock import Clock, matmul_tflops
 
 
-def measure(case: Case, batch: int, folder: Path, clock: Clock) -> None:
+def measure(case: Case, _batch: int, _folder: Path, clock: Clock) -> None:
     """No training: what MFU is a share of."""
     import torch
 

@@ -72,7 +72,9 @@ def _real_rows(case: Case, batch: int, count: int, vocabulary: int) -> Iterator[
     lengths = rows.log_normal_lengths(max(count * batch * 12, 256), case.sequence)
     numbers = list(range(len(lengths)))
     if case.rows == "padded":  # in the order of the data, as trainers do when told nothing
-        planned = [[[row] for row in numbers[at : at + batch]] for at in range(0, len(numbers), batch)]
+        planned = [
+            [[row] for row in numbers[at : at + batch]] for at in range(0, len(numbers), batch)
+        ]
     else:
         config = TrainSection(batch_size=batch, packing=case.rows == "packed")
         planned = micro_batches(numbers, lengths, config, case.sequence, (3, 0))

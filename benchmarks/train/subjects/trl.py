@@ -16,21 +16,21 @@ from benchmarks.train.subjects import plain
 def measure(case: Case, batch: int, folder: Path, clock: Clock) -> None:
     """Liger for the layers; the loss is TRL's own, which never holds all logits either."""
     import torch
+    from transformers import AutoTokenizer
 
     model = plain.base(case, folder)
-    train(case, batch, folder, clock, model, peft_config=plain.lora(),
+    train(case, batch, clock, model, AutoTokenizer.from_pretrained(folder), peft_config=plain.lora(),
           use_liger_kernel=torch.cuda.is_available(), torch_compile=bool(case.settings["compile"]),
           gradient_checkpointing=bool(case.settings.get("recompute")))  # fmt: skip
 
 
-def train(
-    case: Case, batch: int, folder: Path, clock: Clock, model: Any, peft_config: Any = None,
-    tokenizer: Any = None, **settings: Any,
+def train(  # noqa: PLR0917 - what SFTTrainer itself is given
+    case: Case, batch: int, clock: Clock, model: Any, tokenizer: Any, peft_config: Any = None,
+    **settings: Any,
 ) -> None:  # fmt: skip
     """Run the trainer for as many steps as the clock wants; no logs, no checkpoints."""
     import torch
     from datasets import Dataset
-    from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
     made = rows.full_batch(batch * clock.total, case.sequence, SHAPES[case.shape].vocab_size, 0)
@@ -46,7 +46,7 @@ def train(
         )  # fmt: skip
         trainer = SFTTrainer(
             model=model, args=options, train_dataset=data, peft_config=peft_config,
-            processing_class=tokenizer or AutoTokenizer.from_pretrained(folder),
+            processing_class=tokenizer,
             callbacks=[timing(clock, batch * case.sequence)],
         )  # fmt: skip
         clock.facts["trainable_parameters"] = sum(

@@ -27,5 +27,5 @@ def measure(case: Case, batch: int, folder: Path, clock: Clock) -> None:
         model, r=16, lora_alpha=32, lora_dropout=0, bias="none", target_modules=TARGETS,
         use_gradient_checkpointing=recompute, random_state=1, max_seq_length=case.sequence,
     )  # fmt: skip
-    trl.train(case, batch, folder, clock, model, tokenizer=tokenizer,
+    trl.train(case, batch, clock, model, tokenizer,
               gradient_checkpointing=bool(recompute))  # fmt: skip
