@@ -67,12 +67,12 @@ def read(files: list[Path]) -> Measured:
     """Put files together; machines keep apart what each file calls them."""
     cases: dict[str, Found] = {}
     machines: dict[str, Found] = {}
-    for file in files:
+    for number, file in enumerate(files):
         values = json.loads(file.read_text())
         for key, machine in values["machines"].items():
-            machines[f"{file.stem}:{key}"] = machine
+            machines[f"{number}:{key}"] = machine
         for name, value in values["cases"].items():
-            cases[name] = value | {"machine": f"{file.stem}:{value['machine']}"}
+            cases[name] = value | {"machine": f"{number}:{value['machine']}"}
     return Measured(cases, machines)
 
 
