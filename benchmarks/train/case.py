@@ -39,7 +39,7 @@ def run(case: Case, batch: int, folders: dict[str, str], began: float, imports_s
     from benchmarks.train.clock import Clock
     from benchmarks.train.shapes import model_folder
 
-    if torch.cuda.is_available() and torch.cuda._is_in_bad_fork():
+    if torch.cuda.is_available() and not _opens_gpu():
         return POISONED
     facts: dict[str, Any] = {
         "subject": case.subject,
@@ -75,6 +75,18 @@ def run(case: Case, batch: int, folders: dict[str, str], began: float, imports_s
         return FAILED
     finally:
         clock.write()
+
+
+def _opens_gpu() -> bool:
+    """Whether this process can use the GPU: not when the one it was forked from did."""
+    import torch
+
+    try:
+        torch.zeros(1, device="cuda")
+    except RuntimeError:
+        traceback.print_exc()
+        return False
+    return True
 
 
 def _files(cache: str) -> int:
