@@ -27,7 +27,7 @@ from benchmarks.train.cases import Case
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "triton", "trl", "liger-kernel",
             "bitsandbytes", "torchao", "datasets", "unsloth", "unsloth_zoo", "llamafactory")  # fmt: skip
 SHARED = ("torch", "transformers.models.llama.modeling_llama")
-FIRST = {"unsloth": ("unsloth",)}
+FIRST = {"unsloth": ("unsloth",), "llamafactory": ("transformers",)}
 """What is imported before anything else: Unsloth patches what comes after it."""
 DONE, FAILED, OUT_OF_MEMORY, POISONED = 0, 1, 3, 4
 

@@ -20,7 +20,7 @@ def install() -> None:
 
 
 def random_model(
-    folder: Any,
+    pretrained_model_name_or_path: Any,
     *_: Any,
     config: Any = None,
     dtype: Any = None,
@@ -38,6 +38,7 @@ def random_model(
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    folder = pretrained_model_name_or_path
     config = config or AutoConfig.from_pretrained(folder)
     wanted = dtype or torch_dtype or config.dtype or torch.float32
     wanted = getattr(torch, wanted) if isinstance(wanted, str) else wanted
