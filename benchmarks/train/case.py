@@ -58,9 +58,9 @@ def run(case: Case, batch: int, folders: dict[str, str], began: float, imports_s
     try:
         from benchmarks.train import weights
 
-        if case.limit_gib and torch.cuda.is_available():
+        if torch.cuda.is_available() and case.subject != "stage":
             total = torch.cuda.get_device_properties(0).total_memory
-            torch.cuda.set_per_process_memory_fraction(case.limit_gib * 2**30 / total)
+            torch.cuda.set_per_process_memory_fraction(min(1.0, case.limit_gib * 2**30 / total))
         folder = model_folder(case.shape, Path(folders["models"]))
         weights.install()
         subject = importlib.import_module(f"benchmarks.train.subjects.{case.subject}")

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+LIMIT_80 = 78.0
+"""GiB for PyTorch's allocator, so that a larger GPU tries what fits a card of 80 GB."""
 LIMIT_24 = 23.25
-"""GiB for the allocator of a 24 GiB card: the rest is CUDA's own context."""
+"""The same for a card of 24 GiB: the rest is CUDA's own context."""
 LIMIT_10 = 8.75
-"""The same for 10 GB (9.31 GiB)."""
+"""And for 10 GB, which are 9.31 GiB."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,8 @@ class Case:
     batches: tuple[int, ...] = (1,)
     """Rows of a step, tried from the left until one fits; each try is a process of its own."""
     sequence: int = 4096
-    limit_gib: float | None = None
-    """What PyTorch's allocator may take; ``None`` is all there is."""
+    limit_gib: float = LIMIT_80
+    """What PyTorch's allocator may take."""
     rows: str = "full"
     """``full``, or log-normal lengths: ``padded``, ``bucketed``, ``packed``."""
     site: str = "train"
@@ -33,15 +35,22 @@ class Case:
     warm: int = 3
     steps: int = 6
     expected_s: int = 25
+    instead: str | None = None
+    """The case to take when this one fails."""
     variables: Mapping[str, str] = field(default_factory=dict)
     """Environment variables of the process."""
+
+    def quick(self) -> Case:
+        """The same with fewer steps, for a first look."""
+        return replace(self, warm=min(self.warm, 2), steps=min(self.steps, 4))
 
     def tiny(self) -> Case:
         """The same in a size for two cores."""
         sequence = max(32, self.sequence // 64)
         batches = tuple(min(b, 4) for b in self.batches[-1:])
-        return replace(self, shape="tiny", sequence=sequence, batches=batches, limit_gib=None,
-                       warm=1, steps=2, expected_s=200)  # fmt: skip
+        return replace(
+            self, shape="tiny", sequence=sequence, batches=batches, warm=1, steps=2, expected_s=200
+        )
 
 
 AUTO = {"speed": "auto"}
@@ -57,7 +66,7 @@ CASES = (
     Case("ours-auto-fp8", "ours", FP8, batches=(3, 2), expected_s=40),
     Case("plain-peft", "plain", {"recompute": False}, batches=(2, 1), expected_s=15),
     Case("trl-liger-compiled", "trl", {"compile": True}, batches=(3, 2), expected_s=45,
-         variables=REGIONAL),
+         instead="trl-liger", variables=REGIONAL),
     Case("ours-auto-nf4", "ours", NF4, batches=(3, 2), expected_s=40),
     Case("ours-auto-bf16-24gb", "ours", AUTO, batches=(1,), limit_gib=LIMIT_24),
     Case("ours-auto-fp8-24gb", "ours", FP8, batches=(1,), limit_gib=LIMIT_24),

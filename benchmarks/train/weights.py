@@ -40,7 +40,8 @@ def random_model(
 
     folder = pretrained_model_name_or_path
     config = config or AutoConfig.from_pretrained(folder)
-    wanted = dtype or torch_dtype or config.dtype or torch.float32
+    asked = next((d for d in (dtype, torch_dtype) if d not in (None, "auto")), None)
+    wanted = asked or config.dtype or torch.float32
     wanted = getattr(torch, wanted) if isinstance(wanted, str) else wanted
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.device("meta"):

@@ -72,6 +72,12 @@ def test_a_failed_case_is_named_and_tried_again_by_the_next_call(tmp_path):
     assert "error" not in again.results.values["cases"]["ours/b3"]
 
 
+def test_a_case_that_fails_is_replaced_by_the_one_it_names(tmp_path):
+    bench = Bench(tmp_path, {3: (1, {})})
+    bench.take(Case("compiled", "trl", batches=(3,), instead="trl-liger"))
+    assert list(bench.results.values["cases"]) == ["compiled/b3", "trl-liger/b3"]
+
+
 def test_steps_of_a_process_that_was_cut_off_are_kept(tmp_path):
     bench = Bench(tmp_path, {3: (-9, MEASURED)})
     bench.take(THREE)

@@ -29,7 +29,8 @@ def measure(case: Case, batch: int, folder: Path, clock: Clock) -> None:
         settings = {
             "model_name_or_path": str(folder), "stage": "sft", "do_train": True, "template": "default",
             "finetuning_type": "lora", "lora_rank": 16, "lora_alpha": 32, "lora_target": "all",
-            "dataset": "tokenized", "tokenized_path": f"{scratch}/tokens", "output_dir": f"{scratch}/out", "cutoff_len": case.sequence,
+            "dataset": "tokenized", "tokenized_path": f"{scratch}/tokens", "output_dir": f"{scratch}/out",
+            "cutoff_len": case.sequence,
             "per_device_train_batch_size": batch, "gradient_accumulation_steps": 1, "max_steps": clock.total,
             "learning_rate": 1e-4, "lr_scheduler_type": "constant", "optim": "adamw_torch_fused",
             "bf16": cuda, "use_cpu": not cuda, "enable_liger_kernel": cuda, "flash_attn": "sdpa",
