@@ -66,6 +66,7 @@ def parse() -> argparse.Namespace:
         "--core-site", type=Path, help="pydantic, mlflow: for the stage case's worker"
     )
     parser.add_argument("--shape", choices=("full", "tiny"), default="full")
+    parser.add_argument("--quick", action="store_true", help="fewer steps, for a first look")
     parser.add_argument(
         "--no-fork", action="store_true", help="import everything anew in every case"
     )

@@ -101,6 +101,24 @@ def test_an_unknown_case_is_refused_with_the_known_ones():
         cases.chosen("device,our", tiny=False)
 
 
+def test_the_command_line_lists_what_is_there_and_what_is_missing(tmp_path, monkeypatch, capsys):
+    every = [
+        "--budget-s",
+        "9",
+        "--again",
+        "--all-batches",
+        "--quick",
+        "--no-fork",
+        "--shape",
+        "tiny",
+    ]
+    monkeypatch.setattr("sys.argv", ["run.py", "--out", str(tmp_path), "--list", *every])
+    run.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(cases.CASES)
+    assert lines[0].split() == ["device", "missing,", "some", "200", "s"]
+
+
 def test_cases_with_unequal_steps_are_rated_by_all_their_seconds():
     assert clock._rate([1.0, 1.0, 4.0], [100, 100, 100]) == 100
     assert clock._rate([1.0, 3.0], [100, 200]) == 75

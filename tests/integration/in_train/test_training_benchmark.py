@@ -1,6 +1,7 @@
 """The training benchmark's subjects on its smallest shape: models without files, equal work for all."""
 
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -95,3 +96,22 @@ def test_padding_is_not_counted(folder, tmp_path, rows):
 def test_settings_that_a_commit_does_not_know_are_named(folder, tmp_path):
     found = measured(ours, folder, tmp_path, settings={"warp": 9})
     assert found["settings_not_in_this_commit"] == ["warp"]
+
+
+def test_the_whole_run_leaves_its_numbers_and_its_tables(tmp_path):
+    root = Path(__file__).parents[3]
+    tool = [sys.executable, root / "benchmarks" / "train"]
+    shown = subprocess.run(
+        [tool[0], tool[1] / "run.py", "--out", tmp_path, "--shape", "tiny", "--quick",
+         "--only", "device,plain-peft"],
+        capture_output=True, text=True, check=True, timeout=600,
+    ).stdout  # fmt: skip
+    kept = json.loads((tmp_path / "results.json").read_text())["cases"]
+    assert kept["plain-peft/b1"]["tokens_per_s"] > 0
+    assert kept["device/b1"]["bf16_matmul_best_tflops"] >= 0
+    assert "plain-peft               b1: " in shown
+    tables = subprocess.run(
+        [tool[0], tool[1] / "report.py", tmp_path / "results.json"],
+        capture_output=True, text=True, check=True, timeout=60,
+    ).stdout  # fmt: skip
+    assert "| Transformers + PEFT, keeps activations | 1 x 64 |" in tables
