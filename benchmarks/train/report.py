@@ -93,6 +93,9 @@ def label(found: Found) -> str:
             f"`speed: {settings.get('speed', 'plain')}`" if "speed" not in unknown else "plain"
         ]
         words += ["FP8 base"] * (settings.get("base_precision") == "fp8" and not unknown)
+        words += ["which came to plain"] * ("speed" not in unknown and found.get("path") == "plain"
+                                            and settings.get("speed") == "auto")  # fmt: skip
+        words += ["compiling gave up"] * ("gave_up" in found)
     if settings.get("method") == "qlora":
         words.append("NF4")
     if "recompute" in settings:

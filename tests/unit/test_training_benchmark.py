@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,7 @@ def test_the_command_line_lists_what_is_there_and_what_is_missing(tmp_path, monk
         "tiny",
     ]
     monkeypatch.setattr("sys.argv", ["run.py", "--out", str(tmp_path), "--list", *every])
+    monkeypatch.setattr("os.environ", os.environ.copy())
     run.main()
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(cases.CASES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,17 @@ def measure(case: Case, batch: int, folder: Path, clock: Clock) -> None:
         float(torch.nn.utils.clip_grad_norm_(weights, config.max_grad_norm))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        clock.facts |= path_of(model)
         clock.tick(each.tokens, value)
+
+
+def path_of(model: Any) -> dict[str, Any]:
+    """What ``speed: auto`` came to in this process; nothing on the plain path."""
+    speed = getattr(model, "speed", None)
+    if speed is None:
+        return {"path": "plain"}
+    found = {"path": speed.choice.path, "layers_keep": dict(Counter(speed.keep))}
+    return found | ({"gave_up": speed.gave_up} if speed.gave_up else {})
 
 
 def batches_of(case: Case, batch: int, count: int) -> Iterator[Any]:

@@ -112,7 +112,9 @@ def step(case: Case, batch: int, folder: Path, scratch: Path, clock: Clock) -> A
         clock.facts["settings_not_in_this_commit"] = unknown
     changes = {"max_steps": clock.total, "checkpoint_every": every(case), "evaluate_rows": 2}
     section = json.loads(config.model_copy(update=changes).model_dump_json())
-    pythonpath = [str(INJECTED)] + [p for p in sys.path if "site-packages" not in p and p]
+    pythonpath = [str(INJECTED)] + [
+        p for p in sys.path if p and not p.startswith((sys.prefix, sys.base_prefix))
+    ]
     variables = {
         k: v for k, v in os.environ.items() if k.startswith(("TORCH", "TRITON", "PYTORCH", "HF_"))
     }

@@ -29,12 +29,16 @@ def train(  # noqa: PLR0917 - what SFTTrainer itself is given
     **settings: Any,
 ) -> None:  # fmt: skip
     """Run the trainer for as many steps as the clock wants; no logs, no checkpoints."""
+    import pyarrow as pa
     import torch
     from datasets import Dataset
+    from datasets.table import InMemoryTable
     from trl import SFTConfig, SFTTrainer
 
     made = rows.full_batch(batch * clock.total, case.sequence, SHAPES[case.shape].vocab_size, 0)
-    data = Dataset.from_dict({"input_ids": made.ids.tolist()})
+    columns = pa.table({"input_ids": made.ids.tolist()})
+    # named, or its whole class is pickled for a name, which fails outside of site-packages
+    data = Dataset(InMemoryTable(columns), fingerprint="benchmark")
     cuda = torch.cuda.is_available()
     with tempfile.TemporaryDirectory() as output:
         options = SFTConfig(
