@@ -10,15 +10,17 @@ each step and kept in OUT/results.json; a second call with the same OUT takes on
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:] = [
@@ -182,24 +184,34 @@ class Bench:
         began, allowed = time.time(), self._allowed(case)
         child = os.fork()
         if child == 0:
+            self._be_child(case, batch, folders, log, began)
+        pid, status = 0, 0
+        while not pid:
+            if time.time() - began > allowed:
+                end_group(child)
+            pid, status = os.waitpid(child, os.WNOHANG)
+            time.sleep(0.02)
+        end_group(child)
+        return os.waitstatus_to_exitcode(status)
+
+    def _be_child(
+        self, case: Case, batch: int, folders: dict[str, str], log: Path, began: float
+    ) -> NoReturn:
+        """Measure, and end here whatever happens: the rest of this program is the parent's."""
+        code = process.FAILED
+        try:
             os.setsid()
             os.environ.update(case.variables)
             with log.open("wb") as file:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
             code = process.run(case, batch, folders, began, self._imports_s or 0.0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
-        while True:
-            pid, status = os.waitpid(child, os.WNOHANG)
-            if pid:
-                return os.waitstatus_to_exitcode(status)
-            if time.time() - began > allowed:
-                os.killpg(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-                return -signal.SIGKILL
-            time.sleep(0.05)
 
     def _allowed(self, case: Case) -> float:
         """Seconds that a process may take: one that hangs must not take the others' time."""
@@ -221,8 +233,16 @@ class Bench:
         try:
             return child.wait(self._allowed(case))
         except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)
+            end_group(child.pid)
             return child.wait()
+        finally:
+            end_group(child.pid)
+
+
+def end_group(leader: int) -> None:
+    """End a case's process with the compile workers that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
 
 
 def import_shared() -> None:
