@@ -206,7 +206,7 @@ class Bench:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
             code = process.run(case, batch, folders, began, self._imports_s or 0.0)
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - nothing may leave this function
             traceback.print_exc()
         finally:
             sys.stdout.flush()
