@@ -28,6 +28,7 @@ SUBJECTS = {
     "unsloth": "Unsloth",
     "llamafactory": "LLaMA-Factory",
 }
+ENDINGS = ("out_of_memory", "error", "cut_off")
 GB = 1e9 / 2**30
 
 
@@ -72,8 +73,14 @@ def read(files: list[Path]) -> Measured:
         for key, machine in values["machines"].items():
             machines[f"{number}:{key}"] = machine
         for name, value in values["cases"].items():
-            cases[name] = value | {"machine": f"{number}:{value['machine']}"}
+            cases[name] = shortened(value) | {"machine": f"{number}:{value['machine']}"}
     return Measured(cases, machines)
+
+
+def shortened(value: Found) -> Found:
+    """Messages on one line, without the paths that stand deep in them."""
+    kept = {key: " ".join(str(value[key]).split())[:150] for key in ENDINGS if key in value}
+    return value | kept
 
 
 def table(head: list[str], lines: list[list[str]]) -> str:
@@ -279,7 +286,7 @@ def missing(measured: Measured) -> str:
     """What was tried and gave no number."""
     lines = []
     for name, value in measured.cases.items():
-        for key in ("out_of_memory", "error", "cut_off"):
+        for key in ENDINGS:
             if key in value:
                 lines.append(
                     [f"`{name}`", key.replace("_", " "), str(value[key]).replace("|", "/")[:160]]
@@ -293,9 +300,12 @@ def machines(measured: Measured) -> str:
     lines = []
     for name, machine in measured.machines.items():
         peak = measured.peak_tflops(name)
-        lines.append(f"- {machine['gpu'] or machine['cpu']}; {machine['cpus']} cores; Linux {machine['kernel']}; "
-                     f"Python {machine['python']}; commit {machine['commit']}"
-                     + (f"; bf16 matmul {peak:.0f} TFLOP/s" if peak else ""))  # fmt: skip
+        gpu = " and ".join((machine["gpu"] or machine["cpu"]).splitlines())
+        lines.append(
+            f"- {gpu}; {machine['cpus']} cores; Linux {machine['kernel']}; "
+            f"Python {machine['python']}; commit {machine['commit'] or 'not recorded'}"
+            + (f"; bf16 matmul {peak:.0f} TFLOP/s" if peak else "")
+        )
     packages: dict[str, dict[str, str]] = {}
     for value in measured.cases.values():
         if value.get("subject") in SUBJECTS:
