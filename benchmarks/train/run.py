@@ -125,7 +125,8 @@ class Bench:
                 return
             if "error" in known:
                 if case.instead:
-                    self.take(table.chosen(case.instead, tiny=case.shape == "tiny")[0])
+                    (other,) = table.chosen(case.instead, tiny=case.shape == "tiny")
+                    self.take(other.quick() if self.options.quick else other)
                 return
 
     def _measured(self, case: Case, batch: int, name: str) -> dict[str, Any]:

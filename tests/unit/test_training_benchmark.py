@@ -25,7 +25,7 @@ class Bench(run.Bench):
         for name in ("cases", "logs"):
             (out / name).mkdir(parents=True, exist_ok=True)
         options = argparse.Namespace(
-            out=out, core_site=None, train_site=None, all_batches=False, budget_s=room
+            out=out, core_site=None, train_site=None, all_batches=False, budget_s=room, quick=False
         )
         super().__init__(options, Results(out / "results.json"), out / "cache", lambda: room)
         self.answers = answers
