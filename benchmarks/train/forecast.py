@@ -155,7 +155,7 @@ def build(case: Case, config: dict[str, Any], device: str, section: TrainSection
     if case.keep == "nothing":
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if not full:
-        model = add_adapter(model, section.lora, "random")
+        model = add_adapter(model, section.lora, "random", Path())
     elif device == "cuda":
         model.forward = torch.autocast(device, torch.bfloat16)(model.forward)
     model.train()

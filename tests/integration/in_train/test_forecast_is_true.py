@@ -1,5 +1,7 @@
 """The forecast against the bytes that are alive while Transformers and PEFT take a step, counted."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from live_bytes import measure
@@ -39,7 +41,7 @@ def build(config, method, width, keep, targets):
     if keep == "nothing":
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if method == "lora":
-        model = add_adapter(model, LoraSection(rank=4, targets=targets), "small")
+        model = add_adapter(model, LoraSection(rank=4, targets=targets), "small", Path())
     elif width == 2:
         model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)
     return model.train()
