@@ -14,7 +14,7 @@ from benchmarks.train.results import Results
 from benchmarks.train.subjects import stage
 
 ROOT = Path(__file__).parents[2]
-RAW = sorted((ROOT / "docs" / "measurements").glob("training-*.json"))
+RAW = sorted((ROOT / "docs" / "measurements").glob("training-speed-*.json"))
 MEASURED = {"tokens_per_s": 100.0, "peak_reserved_gib": 30.0}
 
 
