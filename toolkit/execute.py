@@ -13,9 +13,10 @@ from toolkit.lock import Lock
 from toolkit.plan import Step
 from toolkit.prepare import Prepared
 from toolkit.recipe import Recipe
+from toolkit.stage_process import Outcome
 from toolkit.survey import StepStatus
 from toolkit.tracking import RecipeRun
-from toolkit.worker import Show, StepSpec, run_step
+from toolkit.worker import Show, StepSpec, probe_step, run_step
 from toolkit.workspace import private_folder
 
 
@@ -92,6 +93,19 @@ def run_plan(
                 verdicts = _judge(prepared, finished, parent)
         lock.write(prepared, {s.step.name: s.artifact for s in finished})
         return RunOutcome(tuple(finished), verdicts, parent.run_id)
+
+
+def probe(prepared: Prepared, name: str, show: Show, *, frozen: bool = False) -> Outcome:
+    """Try out whether a step fits: make its inputs, then run its stage for what it measures.
+
+    Raises:
+        ToolkitError: An input cannot be made, or the step does not fit.
+    """
+    step = prepared.plan.step(name)
+    inputs = prepared.cut(names=tuple(step.inputs.values()))
+    run_plan(inputs, inputs.survey(), show, frozen=frozen)
+    store = tracking.resolve(prepared.loaded.recipe.tracking.uri, prepared.workspace)
+    return probe_step(_spec(prepared, step, store, None, resume=False), show)
 
 
 def _record(parent: RecipeRun, done: StepOutcome) -> None:

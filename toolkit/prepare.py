@@ -16,6 +16,7 @@ from toolkit.observe import observe
 from toolkit.plan import Observed, Plan, make_plan
 from toolkit.preflight import Facts, Outcome, Verdict, gather_here
 from toolkit.preflight.gpu import GpuFacts, ask_driver, described
+from toolkit.preflight.memory import StepMemory, forecasts
 from toolkit.recipe.load import Loaded, load
 from toolkit.survey import StepStatus, survey
 from toolkit.train.parallel import choose
@@ -37,6 +38,8 @@ class Prepared:
     """By logical name: core, train, quantize and the recipe's engine."""
     verdicts: tuple[Verdict, ...] = ()
     """What preflight said: one verdict for each rule that was silent, and one for each finding."""
+    memory: tuple[StepMemory, ...] = ()
+    """Forecast of every step that puts a model on the GPU."""
     choice: auto.Choice | None = None
     """What ``serve.engine: auto`` came to; ``loaded`` and ``plan`` have it in place of ``auto``."""
     launch: Launch = field(default_factory=Launch)
@@ -152,9 +155,11 @@ def examine(
     launch = launch_of(where, gpu)
     loaded, shared = shared_out(loaded, launch, facts)
     plan = make_plan(loaded, observed) if shared else plan
-    verdicts = preflight.check(loaded.recipe, facts)
+    facts = replace(facts, ranks=launch.ranks)
+    verdicts = tuple(preflight.check(loaded.recipe, facts))
+    takes = forecasts(loaded.recipe, facts)
     return Prepared(
-        loaded, plan, space, where.device, resolved, tuple(verdicts), choice, launch, shared
+        loaded, plan, space, where.device, resolved, verdicts, takes, choice, launch, shared
     )
 
 

@@ -19,7 +19,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,8 @@ class StepSpec:
     experiment: str
     parent_run: str | None
     resume: bool = True
+    probe: bool = False
+    """Only try out whether it fits; nothing is kept."""
     launch: dict[str, Any] = field(default_factory=dict)
     """How many processes the stage is, when more than one (``train/parallel/launch.py``: Launch)."""
 
@@ -92,6 +94,7 @@ class StepSpec:
             "recipe_dir": self.recipe_dir,
             "device": self.device,
             "resume": self.resume,
+            "probe": self.probe,
             "launch": self.launch,
             "fingerprint": self.fingerprint,
             "interpreters": {
@@ -145,6 +148,26 @@ def run_step(spec: StepSpec, show: Show) -> Artifact:
         _forget(state, keep=KEPT_STATE)
         show(spec.step, {"event": "finished", "metrics": outcome.metrics})
         return done
+
+
+def probe_step(spec: StepSpec, show: Show) -> Outcome:
+    """Run a step's stage only for what it measures; keep nothing, and no MLflow run of it.
+
+    Raises:
+        ToolkitError: The stage's own error; its log stays in the state folder with ``-probe``.
+    """
+    state, output = private_folder(Path(f"{spec.state}-probe")), f"{spec.artifact}-probe"
+    trial = replace(spec, state=str(state), artifact=output, resume=False, probe=True)
+    part = artifact.part_of(Path(output))
+    _empty(part)
+    show(spec.step, {"event": "started"})
+    try:
+        outcome = run_stage(trial, trial.write(), lambda event: show(spec.step, event))
+    finally:
+        shutil.rmtree(part)
+    shutil.rmtree(state)
+    show(spec.step, {"event": "finished", "metrics": outcome.metrics})
+    return outcome
 
 
 def _mlflow_run(spec: StepSpec) -> StepRun:

@@ -15,7 +15,7 @@ from tests.unit.test_fetch import CONFIG, write_safetensors
 from toolkit.errors import ModelError, StepFailedError
 from toolkit.stage_process import Outcome, run_stage
 from toolkit.tracking import Store
-from toolkit.worker import StepSpec, main
+from toolkit.worker import StepSpec, main, probe_step
 from toolkit.workspace import private_folder
 
 
@@ -91,6 +91,21 @@ def test_a_stage_is_told_the_store_that_runs_go_to(root: Path) -> None:
     assert os.environ.get("MLFLOW_TRACKING_URI") != "sqlite:///nowhere.db"
     run(spec(root, python=str(python)))
     assert (root / "state" / "log.txt").read_text().startswith("sqlite:///nowhere.db\n")
+
+
+def test_a_probe_measures_and_keeps_nothing(root: Path) -> None:
+    before = sorted(root.iterdir())
+    outcome = probe_step(spec(root), lambda *_: None)
+    assert outcome.facts["architecture"] == CONFIG["architectures"][0]
+    assert sorted(root.iterdir()) == before
+
+
+def test_a_probe_that_fails_leaves_its_log(root: Path) -> None:
+    (root / "model" / "config.json").unlink()
+    with pytest.raises(ModelError):
+        probe_step(spec(root), lambda *_: None)
+    assert (root / "state-probe" / "log.txt").is_file()
+    assert not (root / "artifact-probe.part").exists()
 
 
 def test_another_node_only_lends_its_processes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,10 +19,12 @@ from toolkit.preflight import (
     capacity,
     context,
     files,
+    memory,
     parallel,
     quantization,
     serving,
     tensors,
+    trained,
 )
 from toolkit.preflight.facts import LOCKED_ENGINES, Accelerator, Facts, gather
 from toolkit.preflight.machine import Environment, gather_here
@@ -42,6 +44,8 @@ RULES: tuple[Rule, ...] = (
     *quantization.RULES,
     *serving.RULES,
     *capacity.RULES,
+    *memory.RULES,
+    *trained.RULES,
     *adapters.RULES,
     *tensors.RULES,
 )

@@ -104,6 +104,8 @@ class StageContext:
     resume: bool = True
     interpreters: Mapping[str, Interpreter] = field(default_factory=dict)
     events: IO[str] | None = None
+    probe: bool = False
+    """Only try out whether it fits: two steps on the worst batch, nothing is kept."""
     speaks: bool = True
     """Whether what is logged, shown and noted goes anywhere: on one of several ranks only."""
 

@@ -48,6 +48,7 @@ def context(step: dict[str, Any]) -> StageContext:
         recipe_dir=Path(step["recipe_dir"]),
         device=step["device"],
         resume=step["resume"],
+        probe=step.get("probe", False),
         interpreters={
             name: Interpreter(Path(i["python"]), tuple(map(Path, i["pythonpath"])), i["variables"])
             for name, i in step["interpreters"].items()

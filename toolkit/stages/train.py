@@ -47,6 +47,7 @@ class Train:
         """
         from toolkit.train.model import numerics_for, use_cores
         from toolkit.train.parallel.ranks import Ranks
+        from toolkit.train.probe import probe
         from toolkit.train.sft import fine_tune
 
         use_cores()
@@ -54,6 +55,8 @@ class Train:
             if not ranks.first:
                 ctx = ctx.silent()
             numerics = numerics_for(config.train, ctx.device)
+            if ctx.probe:
+                return probe(config, numerics, ranks, ctx)
             outcome = fine_tune(
                 config.train, config.max_length, config.seed, numerics, ranks=ranks, ctx=ctx
             )
@@ -68,11 +71,13 @@ class Train:
 
 def _effect(engine: Engine, ctx: StageContext) -> float:
     from toolkit.data.store import TokenStore
+    from toolkit.train import start
     from toolkit.train.batches import rows_with_targets
     from toolkit.train.effect import adapter_effect
 
     store = TokenStore(ctx.inputs["dataset"].path / "tokens" / "train")
-    return adapter_effect(engine, store[rows_with_targets(store)[0]])
+    row = store[rows_with_targets(store)[0]]
+    return adapter_effect(engine, row, start.found(ctx.state))
 
 
 def _save(engine: Engine, method: str, output: Path) -> None:
@@ -98,10 +103,11 @@ def _save(engine: Engine, method: str, output: Path) -> None:
 
 
 def _beside_the_weights(config: TrainConfig, outcome: Outcome, ctx: StageContext) -> None:
-    """Tokenizer, template, and the curve for people."""
+    """Tokenizer, template, how the adapter began, and the curve for people."""
     from toolkit.models.folder import copy_companions
-    from toolkit.train import curves
+    from toolkit.train import curves, start
 
+    start.keep(ctx.state, ctx.output)
     copy_companions(ctx.inputs["model"].path, ctx.output)
     position = outcome.position
     title = f"{config.train.method} · {position.step} steps · {position.rows.seen} rows"
@@ -160,6 +166,9 @@ def _facts(
             "rank": lora.r,
             "alpha": lora.lora_alpha,
             "rslora": lora.use_rslora,
+            "dora": lora.use_dora,
+            "init": config.train.lora.init,
+            "plus_ratio": config.train.lora.plus_ratio,
             "targets": sorted(lora.target_modules),
         }
     return facts

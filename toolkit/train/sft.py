@@ -7,23 +7,26 @@ import random
 import shutil
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from toolkit.data.store import TokenStore
 from toolkit.errors import ArtifactError, StepFailedError
 from toolkit.recipe.train import TrainSection
 from toolkit.stages import StageContext
-from toolkit.train import checkpoint, parallel
+from toolkit.train import checkpoint, expected, parallel
 from toolkit.train.batches import collate, counts_of, lengths_of, rows_with_targets
 from toolkit.train.checkpoint import Position
 from toolkit.train.heldout import heldout_loss
 from toolkit.train.interrupt import StopOnTerm
 from toolkit.train.model import Numerics, build_model
+from toolkit.train.oom import Guard, gpu_bytes
 from toolkit.train.order import MicroBatch, RowLedger, Step, micro_batches, plan_steps
 from toolkit.train.parallel.engine import Engine
 from toolkit.train.parallel.ranks import Ranks
 from toolkit.train.parallel.share import share
 from toolkit.train.schedule import factor, warmup_steps
+from toolkit.train.start import start_file
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class _Rows:
+class Rows:
     """What the loop reads: stored rows, the whole plan, and the batches of the held-out loss."""
 
     train: TokenStore
@@ -64,9 +67,12 @@ def fine_tune(
         ArtifactError: A checkpoint is damaged or belongs to other rows.
     """
     saved, position = _newest(config, ranks, ctx)
-    rows = _read_rows(ctx.inputs["dataset"].path, config, position, max_length, seed)
+    rows = read_rows(ctx.inputs["dataset"].path, config, position, max_length, seed)
     _same_rows(saved, position, rows.steps, ctx)
-    engine = _build(saved, config, numerics, ranks, seed=seed, ctx=ctx)
+    takes = expected.setup_of_run(config, ctx, numerics, rows, ranks)
+    expected.say(takes, gpu_bytes(), ctx)
+    engine = build(saved, config, numerics, ranks, seed=seed, ctx=ctx)
+    guard = Guard(config, takes, ctx, engine)
     total = len(rows.steps)
     warmup = warmup_steps(total, config.warmup)
     loss, scored = math.nan, None
@@ -76,7 +82,11 @@ def fine_tune(
             started = time.perf_counter()
             rate = config.learning_rate * factor(position.step, total, warmup, config.schedule)
             tokens, trained = counts_of(rows.train, step.rows)
-            loss = _gradients(engine, step, trained, rows, position.step, ctx=ctx)
+            loss = guard.run(
+                step,
+                position.step,
+                partial(gradients, engine, trained=trained, rows=rows, done=position.step, ctx=ctx),
+            )
             norm = engine.update(rate)
             if not math.isfinite(norm):
                 _not_finite("gradient norm", norm, position.step, step.rows)
@@ -148,9 +158,14 @@ def _newest(config: TrainSection, ranks: Ranks, ctx: StageContext) -> tuple[Path
     return found, position
 
 
-def _read_rows(
+def read_rows(
     dataset: Path, config: TrainSection, position: Position, max_length: int, seed: int
-) -> _Rows:
+) -> Rows:
+    """What the loop reads, planned from the first step to the last.
+
+    Raises:
+        DataError: No row has a trained token, or one is too long.
+    """
     import numpy as np
 
     train = TokenStore(dataset / "tokens" / "train")
@@ -164,7 +179,7 @@ def _read_rows(
     # never packed: few rows, and which are compared does not depend on how the recipe packs
     apart = config.model_copy(update={"packing": False})
     batches = micro_batches(scored, lengths_of(heldout, scored), apart, max_length, (seed, 0))
-    return _Rows(train, steps, heldout, batches)
+    return Rows(train, steps, heldout, batches)
 
 
 def _same_rows(
@@ -183,7 +198,7 @@ def _same_rows(
     ctx.note(f"going on after step {position.step} of {len(steps)}, {position.rows.seen} rows seen")
 
 
-def _build(
+def build(
     saved: Path | None,
     config: TrainSection,
     numerics: Numerics,
@@ -198,7 +213,10 @@ def _build(
     seed_everything(seed)
     ctx.note(f"loading the base model ({numerics.trained_on})")
     place = kind.built_on(base.path, ctx.device)
-    model = build_model(base.path, config, numerics, ctx.device, base.facts, place=place)
+    start = start_file(ctx.state, resume=ctx.resume)
+    model = build_model(
+        base.path, config, numerics, ctx.device, base.facts, place=place, start=start
+    )
     if saved is not None:
         checkpoint.load_weights(saved, model)
     engine = kind(model, config, numerics, ranks)
@@ -209,8 +227,8 @@ def _build(
     return engine
 
 
-def _gradients(
-    engine: Engine, step: Step, trained: int, rows: _Rows, done: int, *, ctx: StageContext
+def gradients(
+    engine: Engine, step: Step, trained: int, rows: Rows, done: int, *, ctx: StageContext
 ) -> float:
     """Add up the gradients of one step; return its loss.
 
