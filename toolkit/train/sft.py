@@ -146,9 +146,16 @@ def _newest(config: TrainSection, ranks: Ranks, ctx: StageContext) -> tuple[Path
         shutil.rmtree(folder, ignore_errors=True)
     ranks.wait()
     found = checkpoint.newest(folder)
+    here = config.gradient_accumulation * ranks.count
     if found is None:
-        return None, Position(micro_batches=config.gradient_accumulation * ranks.count)
-    return found, checkpoint.read_position(found)
+        return None, Position(micro_batches=here)
+    position = checkpoint.read_position(found)
+    if position.micro_batches != here:
+        ctx.note(
+            f"the run began with {position.micro_batches} passes of {config.batch_size} sequences a "
+            f"step, and keeps them: {ranks.count} processes would take {here}"
+        )
+    return found, position
 
 
 def read_rows(

@@ -13,8 +13,8 @@ from pathlib import Path
 from toolkit.errors import ToolkitError
 from toolkit.stages import Input, Kind, StageContext
 from toolkit.stages.train import Train, TrainConfig
-from toolkit.train import sft
 from toolkit.train.parallel import zero
+from toolkit.train.parallel.engine import Engine
 
 RANK = int(os.environ["RANK"])
 ENGINES = []
@@ -30,10 +30,9 @@ class StoppedOnOneRank(StageContext):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def remembered(*arguments, **named):
-    engine = build(*arguments, **named)
+def remembered(engine, *arguments, **named):
+    made(engine, *arguments, **named)
     ENGINES.append(engine)
-    return engine
 
 
 def with_nothing_kept(*arguments):
@@ -43,7 +42,7 @@ def with_nothing_kept(*arguments):
     return made
 
 
-build, sft._build = sft._build, remembered
+made, Engine.__init__ = Engine.__init__, remembered
 settings, zero.settings = zero.settings, with_nothing_kept
 
 
