@@ -1,4 +1,4 @@
-"""``train``: supervised fine-tuning."""
+"""``train``: supervised fine-tuning, or another objective."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ class TrainConfig(Section):
     train: TrainSection
     max_length: int
     seed: int
+    digests: dict[str, str] = {}
+    """sha256 of the files that hold rewards, by the path the recipe gives."""
 
 
 class Train:
@@ -45,17 +47,19 @@ class Train:
         from toolkit.models.folder import copy_companions
         from toolkit.train import curves
         from toolkit.train.model import numerics_for, use_cores
-        from toolkit.train.sft import fine_tune
+        from toolkit.train.objectives import OBJECTIVES
 
         use_cores()
         numerics = numerics_for(config.train, ctx.device)
+        fine_tune = OBJECTIVES[config.train.objective]
         outcome = fine_tune(config.train, config.max_length, config.seed, numerics, ctx)
         effect = None if config.train.method == "full" else _effect(outcome.model, ctx)
         _save(outcome.model, config.train.method, ctx.output)
         copy_companions(ctx.inputs["model"].path, ctx.output)
         position = outcome.position
         title = f"{config.train.method} · {position.step} steps · {position.rows.seen} rows"
-        curves.draw(ctx.output / "metrics.jsonl", ctx.output / "loss.png", title)
+        image = ctx.output / "loss.png"
+        curves.draw(ctx.output / "metrics.jsonl", image, title, config.train.objective)
         metrics = _metrics(outcome, effect)
         return StageResult(metrics, _facts(config, numerics, outcome, metrics, ctx))
 
@@ -66,7 +70,7 @@ def _effect(model: Any, ctx: StageContext) -> float:
     from toolkit.train.effect import adapter_effect
 
     store = TokenStore(ctx.inputs["dataset"].path / "tokens" / "train")
-    return adapter_effect(model, store[rows_with_targets(store)[0]])
+    return adapter_effect(model, store[(rows_with_targets(store) or [0])[0]])
 
 
 def _save(model: Any, method: str, output: Path) -> None:
@@ -94,6 +98,7 @@ def _metrics(outcome: Outcome, effect: float | None) -> dict[str, float]:
         "steps": position.step,
         "rows_seen": position.rows.seen,
         "adapter_effect": effect,
+        **outcome.scores,
     }
     if torch.cuda.is_available():
         metrics["peak_gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
@@ -116,6 +121,7 @@ def _facts(
     base = ctx.inputs["model"]
     facts: dict[str, Any] = {
         "method": config.train.method,
+        "objective": config.train.objective,
         "base": base_id(base.path, base.facts),
         "base_fingerprint": base.fingerprint,
         "trained_on": numerics.trained_on,
