@@ -46,6 +46,7 @@ def plan(
             {
                 "recipe": str(recipe),
                 "engine": asdict(prepared.choice) if prepared.choice else None,
+                "rollout": prepared.rollout,
                 "warnings": prepared.warnings,
                 "preflight": [verdict.as_json() for verdict in prepared.verdicts],
                 "steps": [_described(s, prepared) for s in statuses],
@@ -67,6 +68,8 @@ def plan(
     render.table(("step", "state", "why", "environment", "fingerprint"), rows)
     if prepared.choice:
         render.say(f"served by {prepared.choice.engine}: {prepared.choice.reason}")
+    if prepared.rollout:
+        render.say(f"answers are written by {prepared.rollout}")
     _warn(prepared)
     done = sum(s.done for s in statuses)
     render.say(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from toolkit.data.store import TokenStore
@@ -38,12 +38,19 @@ def fine_tune(
     rewards = load_rewards(settings.rewards, ctx.recipe_dir)
     try_out(rewards, questions)
     rollout = choose_rollout(settings.rollout, ctx.device, installed_vllm())
-    ctx.note(f"answers are written by {'vLLM' if rollout.vllm else 'transformers'}: {rollout.why}")
+    ctx.note(f"answers are written by {rollout}")
+    asked = Asked(questions, TokenStore(dataset / "tokens" / "train-prompt"))
     with quiet():
         run = Run.start(config, max_length, seed, numerics, ctx)
-        trainer = _trainer(run, settings, questions, rewards, use_vllm=rollout.vllm)
-        trainer.prompts = TokenStore(dataset / "tokens" / "train-prompt")
-        return run.train(trainer)
+        return run.train(_trainer(run, settings, asked, rewards, use_vllm=rollout.vllm))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Questions by row number, as functions and as the model read them."""
+
+    questions: list[Question]
+    tokens: TokenStore
 
 
 def _insist_on_enough(
@@ -61,7 +68,7 @@ def _insist_on_enough(
 def _trainer(
     run: Run,
     settings: GrpoSection,
-    questions: list[Question],
+    asked: Asked,
     rewards: list[Reward],
     *,
     use_vllm: bool,
@@ -72,12 +79,10 @@ def _trainer(
     class Grpo(Wired, GRPOTrainer):  # type: ignore[misc]
         """TRL's trainer on our questions: a prompt is a row number, its ids are the data step's."""
 
-        prompts: TokenStore
-
         def _tokenize_prompts(
             self, prompts: list[str]
         ) -> tuple[list[list[int]], None, dict[str, Any]]:
-            return [self.prompts[int(row)].ids.tolist() for row in prompts], None, {}
+            return [asked.tokens[int(row)].ids.tolist() for row in prompts], None, {}
 
     arguments = GRPOConfig(
         **run.arguments() | {"eval_strategy": "no"},
@@ -95,31 +100,27 @@ def _trainer(
         vllm_gpu_memory_utilization=settings.vllm_memory,
         vllm_max_model_length=run.max_length,
     )
-    counted = [_named(reward, questions, None if n else run) for n, reward in enumerate(rewards)]
+    counted = [_rating(reward, asked, None if n else run) for n, reward in enumerate(rewards)]
     return Grpo(
         model=run.model,
         reward_funcs=counted,
         args=arguments,
-        train_dataset=Dataset.from_dict({"prompt": [str(n) for n in range(len(questions))]}),
+        train_dataset=Dataset.from_dict({"prompt": [str(n) for n in range(len(asked.questions))]}),
         processing_class=run.tokenizer,
     )
 
 
-def _named(
-    reward: Reward, questions: list[Question], run: Run | None
-) -> Callable[..., list[float]]:
-    """A reward as TRL calls it. With ``run``, the answers it sees are counted."""
+def _rating(reward: Reward, asked: Asked, run: Run | None) -> Callable[..., list[float]]:
+    """A reward as TRL calls it; with ``run``, the rows and tokens that it sees are counted."""
 
     def rate(prompts: list[str], completions: list[str], **given: Any) -> list[float]:
+        rows = [int(prompt) for prompt in prompts]
         if run is not None:
-            _count(run, prompts, given["completion_ids"])
-        return reward([questions[int(row)] for row in prompts], completions)
+            written = sum(map(len, given["completion_ids"]))
+            run.position.rows.add(list(dict.fromkeys(rows)))
+            run.position.trained_tokens += written
+            run.position.tokens += written + sum(len(asked.tokens[row].ids) for row in rows)
+        return reward([asked.questions[row] for row in rows], completions)
 
-    rate.__name__ = Path(reward.name.rpartition(":")[2]).name
+    rate.__name__ = reward.name.rpartition(":")[2]
     return rate
-
-
-def _count(run: Run, prompts: list[str], completion_ids: list[list[int]]) -> None:
-    run.position.rows.add(list(dict.fromkeys(int(row) for row in prompts)))
-    run.position.trained_tokens += sum(map(len, completion_ids))
-    run.position.tokens += sum(map(len, completion_ids))

@@ -18,6 +18,9 @@ class Rollout(NamedTuple):
     vllm: bool
     why: str
 
+    def __str__(self) -> str:
+        return f"{'vLLM' if self.vllm else 'transformers'}: {self.why}"
+
 
 def choose_rollout(wanted: Wanted, device: str, installed: str | None) -> Rollout:
     """Decide for ``train.grpo.rollout``.
