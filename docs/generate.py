@@ -122,8 +122,8 @@ PREFLIGHT = (
     "`tests/unit/preflight_cases`, to compare what they do with what preflight says:",
     "`vllm 0.32.0 cpu` in `tests/integration`, `vllm 0.26.0 cuda` and `sglang 0.5.17 cuda` in",
     "`tests/gpu`.",
-    "Seen to agree: vLLM 0.32.0 on a CPU in every test run, vLLM 0.26.0 on an H200 on 2026-11-22. The",
-    "run with SGLang 0.5.17 was cut off before it ended: what stands for it was read, not yet compared.",
+    "Seen to agree: vLLM 0.32.0 on a CPU in every test run; vLLM 0.26.0 and SGLang 0.5.17 on an H200 on",
+    "2026-11-22. vLLM 0.32.0 and SGLang 0.5.23 on a GPU: read in their source, not compared.",
     "",
 )
 

@@ -617,6 +617,8 @@ def test_bounds_are_wider_where_the_weights_are_not_those_of_the_training_side(b
     assert bound(asked, stored) == (0.12, "bf16")
     nf4 = dataclasses.replace(stored, trained_on="nf4")
     assert bound(asked, nf4) == (1.5, "int4 base")
+    rounded = dataclasses.replace(stored, precision="bf16")
+    assert bound(asked, rounded) == (0.2, "bf16"), "both sides round"
     packed = {"quant_method": "gptq", "bits": 4}
     (base / "config.json").write_text(json.dumps({"quantization_config": packed}))
     assert bound(asked, stored) == (0.2, "int4"), "its own forward"

@@ -34,6 +34,8 @@ HELD_OUT_CHATS = 3
 SCORED = ("no system", "system", "emoji", "white space")
 """Stored conversations that are scored too, with the first tokens of :data:`ANSWER` behind them."""
 ANSWER = 'Your order is on its way. It should be there within two days: {"eta": 2}'
+USED = 0.8
+"""Share of the free memory that a model may take."""
 LIBRARIES = ("torch", "transformers", "tokenizers", "peft")
 
 
@@ -282,7 +284,8 @@ def of_adapter(
 
     recorder = Recorder(base, dataset, trust_remote_code=trust_remote_code)
     trained_on = facts.get("trained_on")
-    precision: Precision = "fp32" if device == "cpu" else facts.get("precision", "bf16")
+    exact = _fits_exact(base, device)
+    precision: Precision = "fp32" if exact else facts.get("precision", "bf16")
     numerics = Numerics(precision, trained_on == "nf4")
     model = load_base(base, numerics, device, trust_remote_code=trust_remote_code)
     recorder.score("beside", model)
@@ -306,28 +309,43 @@ def _loaded(
     """The model, or why the training side has no word on it."""
     from toolkit.evaluation.loading import load_model
 
-    if problem := _too_large(folder, device):
-        return None, problem
+    need, free = _memory(folder, device)
+    if need > free * USED:
+        shown = f"{need / 2**30:.0f} GiB of {free / 2**30:.0f} GiB"
+        return None, f"it needs {shown} that are free on the {device}"
     try:
-        return load_model(folder, device, trust_remote_code=trust_remote_code), None
+        exact = _fits_exact(folder, device)
+        return load_model(folder, device, exact=exact, trust_remote_code=trust_remote_code), None
     except (ValueError, ImportError, OSError, RuntimeError, KeyError) as error:
         # not a causal language model, or packed in a way that transformers cannot read here
         return None, f"transformers cannot load it here: {str(error).splitlines()[0][:200]}"
 
 
-def _too_large(folder: Path, device: str) -> str | None:
+def _fits_exact(folder: Path, device: str) -> bool:
+    """Whether a model can compute in fp32 here, as it always does on a CPU.
+
+    On a GPU the bf16 forward of Transformers was measured to be off by 0.05 to 0.11 nats a token, as far as an engine
+    is: beside it a fault of the engine shows half as clearly.
+    """
+    from toolkit.evaluation.loading import quantization_method
+
+    if device == "cpu":
+        return True
+    method = quantization_method(folder)
+    if method not in (None, "compressed-tensors"):
+        return False  # kernels of packed weights compute in 16 bits
+    need, free = _memory(folder, device)
+    return need * (2 if method is None else 8) <= free * USED  # packed: four bits at worst
+
+
+def _memory(folder: Path, device: str) -> tuple[float, float]:
+    """Bytes that a model needs as it is loaded by default, and bytes that are free."""
     import torch
 
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     if device == "cuda":
-        need, free = size * 1.1, float(torch.cuda.mem_get_info()[0])
-    else:
-        need, free = size * 2.2, _available_memory()  # bf16 on disk, fp32 in memory
-    if need <= free * 0.8:
-        return None
-    return (
-        f"it needs {need / 2**30:.0f} GiB of {free / 2**30:.0f} GiB that are free on the {device}"
-    )
+        return size * 1.1, float(torch.cuda.mem_get_info()[0])
+    return size * 2.2, _available_memory()  # bf16 on disk, fp32 in memory
 
 
 def _available_memory() -> float:
