@@ -59,7 +59,7 @@ class Prepared:
         if lock is None:
             return "decided when it runs, by what the profile's interpreter has"
         installed = load_lock(lock).pins.get("vllm")
-        return str(choose_rollout(train.grpo.rollout, self.device, installed))
+        return str(choose_rollout(train, self.device, installed))
 
     def cut(self, stages: Sequence[str] = (), names: Sequence[str] = ()) -> Prepared:
         """The same, with the plan cut to some stages or steps and what they need."""

@@ -136,19 +136,24 @@ def test_the_files_of_rewards_are_named_once():
     assert grpo.files == ("a.py", "b/c.py")
 
 
+def grpo(rollout, **changes):
+    return section(objective="grpo", grpo=SHORT | {"rollout": rollout}, **changes)
+
+
 def test_rollouts_are_vllms_where_it_can_and_the_models_own_elsewhere():
-    assert choose_rollout("auto", "cuda", "0.26.0").vllm
-    assert choose_rollout("vllm", "cuda", "0.31.1+cu130").vllm
-    assert not choose_rollout("transformers", "cuda", "0.26.0").vllm
-    for device, installed, why in (
-        ("cpu", "0.26.0", "no GPU"),
-        ("cuda", None, "not in the training environment"),
-        ("cuda", "0.32.0", "TRL supports vLLM 0.22 to 0.31, and 0.32.0 is installed"),
-        ("cuda", "0.9.1", "0.9.1 is installed"),
+    assert choose_rollout(grpo("auto"), "cuda", "0.26.0").vllm
+    assert choose_rollout(grpo("vllm"), "cuda", "0.31.1+cu130").vllm
+    assert not choose_rollout(grpo("transformers"), "cuda", "0.26.0").vllm
+    for device, installed, changes, why in (
+        ("cpu", "0.26.0", {}, "no GPU"),
+        ("cuda", None, {}, "not in the training environment"),
+        ("cuda", "0.32.0", {}, "TRL supports vLLM 0.22 to 0.31, and 0.32.0 is installed"),
+        ("cuda", "0.9.1", {}, "0.9.1 is installed"),
+        ("cuda", "0.26.0", {"method": "qlora"}, "in 4 bit"),
     ):
-        found = choose_rollout("auto", device, installed)
+        found = choose_rollout(grpo("auto", **changes), device, installed)
         assert not found.vllm
-        assert why in found.why
+        assert why in str(found)
         with pytest.raises(NotInstalledError, match=why) as raised:
-            choose_rollout("vllm", device, installed)
+            choose_rollout(grpo("vllm", **changes), device, installed)
         assert "rollout: transformers" in raised.value.hint

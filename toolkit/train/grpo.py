@@ -13,7 +13,7 @@ from toolkit.recipe.train import TrainSection
 from toolkit.stages import StageContext
 from toolkit.train.model import Numerics
 from toolkit.train.rewards import Question, Reward, load_rewards, read_questions, try_out
-from toolkit.train.rollout import choose_rollout, installed_vllm
+from toolkit.train.rollout import choose_rollout, installed_vllm, merged_weights
 from toolkit.train.sft import Outcome
 from toolkit.train.trainer import Run, insist_on_rows, quiet
 from toolkit.train.wired import Wired
@@ -37,7 +37,7 @@ def fine_tune(
     _insist_on_enough(questions, config, settings)
     rewards = load_rewards(settings.rewards, ctx.recipe_dir)
     try_out(rewards, questions)
-    rollout = choose_rollout(settings.rollout, ctx.device, installed_vllm())
+    rollout = choose_rollout(config, ctx.device, installed_vllm())
     ctx.note(f"answers are written by {rollout}")
     asked = Asked(questions, TokenStore(dataset / "tokens" / "train-prompt"))
     with quiet():
@@ -101,13 +101,16 @@ def _trainer(
         vllm_max_model_length=run.max_length,
     )
     counted = [_rating(reward, asked, None if n else run) for n, reward in enumerate(rewards)]
-    return Grpo(
+    trainer = Grpo(
         model=run.model,
         reward_funcs=counted,
         args=arguments,
         train_dataset=Dataset.from_dict({"prompt": [str(n) for n in range(len(asked.questions))]}),
         processing_class=run.tokenizer,
     )
+    if use_vllm and run.config.method == "lora":
+        trainer.vllm_generation._iter_named_params = lambda: merged_weights(run.model)
+    return trainer
 
 
 def _rating(reward: Reward, asked: Asked, run: Run | None) -> Callable[..., list[float]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from toolkit.errors import NotInstalledError
+from toolkit.recipe.train import TrainSection
 
-Wanted = Literal["auto", "transformers", "vllm"]
 FIRST, LAST = (0, 22), (0, 31)
 """Versions of vLLM that TRL 1.16 supports, from and to."""
 
@@ -22,18 +23,19 @@ class Rollout(NamedTuple):
         return f"{'vLLM' if self.vllm else 'transformers'}: {self.why}"
 
 
-def choose_rollout(wanted: Wanted, device: str, installed: str | None) -> Rollout:
+def choose_rollout(config: TrainSection, device: str, installed: str | None) -> Rollout:
     """Decide for ``train.grpo.rollout``.
 
     Args:
-        wanted: As the recipe says.
+        config: With ``grpo``.
         device: ``cpu`` or ``cuda``.
         installed: Version of vLLM in the training environment, if there is one.
 
     Raises:
         NotInstalledError: ``vllm`` is asked for and cannot be had.
     """
-    problem = _problem(device, installed)
+    wanted = config.grpo.rollout if config.grpo else "auto"
+    problem = _problem(device, installed) or _unsuited(config)
     if wanted == "transformers":
         return Rollout(False, "the recipe says transformers")
     if problem is None:
@@ -57,6 +59,43 @@ def _problem(device: str, installed: str | None) -> str | None:
         between = " to ".join(".".join(map(str, v)) for v in (FIRST, LAST))
         return f"TRL supports vLLM {between}, and {installed} is installed"
     return None
+
+
+def _unsuited(config: TrainSection) -> str | None:
+    """Why vLLM cannot be given the weights of such a training step by step."""
+    if config.method == "qlora":
+        return "an adapter cannot be added to weights in 4 bit without changing them"
+    if getattr(config.lora, "dora", False) and config.method == "lora":
+        return "DoRA scales whole weights, which is not done for every step"
+    return None
+
+
+def merged_weights(model: Any) -> Iterator[tuple[str, Any]]:
+    """Names and weights of base and adapter together, one after the other, for vLLM.
+
+    TRL merges the adapter into the base and takes it out again for this. In bf16 that leaves a
+    rounding error in the base with every step, and the exported adapter would be one for a base
+    that nobody has. Here the sum is made apart, in float32, and the base stays as it is.
+    """
+    import torch
+
+    lora = {
+        f"{name}.base_layer.weight": module
+        for name, module in model.get_base_model().named_modules()
+        if "default" in getattr(module, "lora_A", {})
+    }
+    with torch.no_grad():
+        for name, weight in model.get_base_model().named_parameters():
+            if ".lora_" in name:
+                continue
+            if name in lora:
+                delta = lora[name].get_delta_weight("default")
+                yield (
+                    name.replace(".base_layer", ""),
+                    (weight.float() + delta.float()).to(weight.dtype),
+                )
+            else:
+                yield name.replace(".base_layer", ""), weight.data
 
 
 def installed_vllm() -> str | None:
