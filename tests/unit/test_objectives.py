@@ -1,6 +1,7 @@
 """What a recipe may say about objectives, and what is refused before anything starts."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from pydantic import ValidationError
@@ -12,6 +13,7 @@ from toolkit.recipe.load import Loaded
 from toolkit.recipe.objectives import GrpoSection
 from toolkit.recipe.recipe import Recipe
 from toolkit.recipe.train import TrainSection
+from toolkit.survey import StepStatus
 from toolkit.train.objectives import OBJECTIVES
 from toolkit.train.rollout import choose_rollout
 
@@ -97,6 +99,17 @@ def test_the_plan_tells_the_data_step_what_rows_are_for():
     assert plan.step("data").config["objective"] == "grpo"
     assert plan.step("data").config["answer_tokens"] == 16
     assert plan.step("train").config["digests"] == {"rewards.py": "2" * 64}
+
+
+def test_the_plan_counts_the_rows_of_a_data_step_that_is_done():
+    from toolkit.cli.run import _counted
+
+    numbers = {"rows_train": 40.0, "rows_heldout": 8.0, "rows_too_long": 2.0, "rows_invalid": 0.0}
+    step, made = SimpleNamespace(stage="data"), SimpleNamespace(metrics=numbers)
+    assert _counted(StepStatus(step, made, "done")) == (
+        "data: 40 rows to train, 8 held out, 2 too long"
+    )
+    assert _counted(StepStatus(step, None, "new")) is None
 
 
 def test_another_reward_is_another_training():
