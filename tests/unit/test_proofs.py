@@ -453,6 +453,19 @@ def test_every_adapter_is_warmed_at_each_length(base):
     assert list(alone.seconds) == ["tickets@1"]
 
 
+def test_a_model_without_a_chat_template_is_proven_and_warmed(base):
+    (base / "reference.json").unlink()
+    folder = adapter_folder(base)
+    (folder / "reference.json").unlink()
+    engine = TinyEngine({"tickets-base": model(), "tickets@1": RIGHT}, has_template=False)
+    with engine.running() as url:
+        adapter = ServedAdapter("tickets", "tickets@1", folder)
+        shown = proofs.prove(target(url, base, adapters=(adapter,)))
+    assert shown.base.parity is None
+    assert shown.adapters[0].effect_mean > 0.1
+    assert set(shown.warm_up.seconds) == {"tickets-base", "tickets@1"}
+
+
 # --- engines ---------------------------------------------------------------------------------------
 
 
