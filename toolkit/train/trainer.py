@@ -58,6 +58,8 @@ class Run:
     last: dict[str, float] = field(default_factory=dict)
     """Numbers of the newest step."""
     heldout: dict[str, float] = field(default_factory=dict)
+    began: Any = True
+    """How the adapter's weights began, as its config says it."""
 
     @classmethod
     def start(
@@ -80,7 +82,12 @@ class Run:
         ctx.note(f"loading the base model ({numerics.trained_on})")
         model = build_model(base.path, config, _plain(config, numerics), ctx.device, base.facts)
         tokenizer = load_tokenizer(base.path, trust_remote_code=base.trusts_code)
-        return cls(config, max_length, seed, numerics, ctx, model, tokenizer)
+        run = cls(config, max_length, seed, numerics, ctx, model, tokenizer)
+        if adapter := getattr(model, "peft_config", {}).get("default"):
+            # TRL copies the adapter by its config: one that begins with PiSSA would take its share
+            # out of the base a second time
+            run.began, adapter.init_lora_weights = adapter.init_lora_weights, True
+        return run
 
     @property
     def folder(self) -> Path:
@@ -189,8 +196,11 @@ class Run:
         return bool(self.heldout) and self.config.evaluate_every is not None
 
     def _outcome(self) -> Outcome:
-        if "ref" in getattr(self.model, "peft_config", {}):
+        adapters = getattr(self.model, "peft_config", {})
+        if "ref" in adapters:
             self.model.delete_adapter("ref")
+        if "default" in adapters:
+            adapters["default"].init_lora_weights = self.began
         scores = {name: self.last[name] for name in TOLD_LAST if name in self.last}
         scores |= {k: v for k, v in self.heldout.items() if k.partition("_")[2] in TOLD_LAST}
         return Outcome(

@@ -204,6 +204,34 @@ def test_pairs_train_every_method(steps, logged, method, talker):
         assert {weight.dtype for weight in weights.values()} == {torch.float32}
 
 
+def test_an_adapter_that_acts_from_the_start_is_its_own_reference(steps, logged, monkeypatch):
+    from peft import LoraConfig, get_peft_model
+
+    from toolkit.train import trainer
+    from toolkit.train.model import load_base
+
+    built = {}
+
+    def pissa(folder, config, numerics, device, facts):
+        settings = LoraConfig(r=8, target_modules=["q_proj", "v_proj"], init_lora_weights="pissa")
+        model = get_peft_model(load_base(folder, numerics, device), settings)
+        built["model"] = model
+        built["base"] = {n: w.clone() for n, w in model.named_parameters() if "base_layer" in n}
+        return model.train()
+
+    monkeypatch.setattr(trainer, "build_model", pissa)
+    dataset, _ = steps.data("dpo")
+    ctx, _result = steps.train("dpo", dataset, max_steps=3)
+    margins = logged(ctx.output, "rewards_margins")
+    assert margins[0] == pytest.approx(0, abs=1e-5)
+    assert margins[-1] > 0
+    now = dict(built["model"].named_parameters())
+    assert all(torch.equal(now[name], weight) for name, weight in built["base"].items())
+    settings = json.loads((ctx.output / "adapter_config.json").read_text())
+    assert settings["init_lora_weights"] == "pissa"
+    assert not (ctx.output / "ref").exists()
+
+
 # --- rows -----------------------------------------------------------------------------------------
 
 
