@@ -42,7 +42,9 @@ class TrainSection(Section):
     batch_size: Count = 8
     """Sequences per forward pass on each device; a packed sequence counts as one."""
     gradient_accumulation: Count = 1
-    """Forward passes per optimizer step."""
+    """Forward passes of each device per optimizer step: a step sees `batch_size` times this times the devices."""
+    parallel: Literal["auto", "ddp", "zero2", "zero3", "fsdp"] = "auto"
+    """On several GPUs: `ddp` copies the model, `zero2` shares out optimizer state, `zero3` and `fsdp` weights too."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     """Peak learning rate."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -61,6 +63,8 @@ class TrainSection(Section):
     """`auto` is bf16 on a GPU that has it and fp32 elsewhere."""
     gradient_checkpointing: Literal["auto"] | bool = "auto"
     """Recompute activations in the backward pass; `auto` does on a GPU and not on a CPU."""
+    on_oom: Literal["stop", "halve_batch"] = "stop"
+    """When GPU memory runs out: `stop` and say what took it, or repeat the step with micro-batches half as large."""
     log_every: Count = 1
     """Steps between two logged losses."""
     evaluate_every: Count | None = None

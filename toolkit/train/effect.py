@@ -6,6 +6,7 @@ from typing import Any
 
 from toolkit.data.store import TokenRow
 from toolkit.errors import StepFailedError
+from toolkit.train.parallel.engine import Engine
 
 LONGEST = 512
 """Tokens of the row that are looked at."""
@@ -22,21 +23,21 @@ def row_logits(model: Any, row: TokenRow) -> Any:
         return model(input_ids=ids, use_cache=False).logits[0].float().cpu()
 
 
-def adapter_effect(model: Any, row: TokenRow) -> float:
-    """Largest difference that the adapter makes to a logit of ``row``.
+def adapter_effect(engine: Engine, row: TokenRow) -> float:
+    """Largest difference that the adapter makes to a logit of ``row``; all ranks call.
 
     Raises:
         StepFailedError: The adapter is all zero, or changes no logit.
     """
-    products = [weight for name, weight in model.named_parameters() if "lora_B" in name]
-    if not any(bool(weight.detach().any()) for weight in products):
+    products = [bool(weight.any()) for name, weight in engine.weights() if "lora_B" in name]
+    if not any(products):
         raise StepFailedError(
             f"training left all {len(products)} adapter matrices B at zero: it does nothing",
             "look at the learning rate, the number of steps and the loss in metrics.jsonl",
         )
-    adapted = row_logits(model, row)
-    with model.disable_adapter():
-        plain = row_logits(model, row)
+    with engine.scoring():
+        adapted = engine.call(row_logits, row)
+        plain = engine.call(_without_adapter, row)
     effect = float((adapted - plain).abs().max())
     if effect == 0:
         raise StepFailedError(
@@ -44,3 +45,8 @@ def adapter_effect(model: Any, row: TokenRow) -> float:
             "train longer or with a higher learning rate",
         )
     return effect
+
+
+def _without_adapter(model: Any, row: TokenRow) -> Any:
+    with model.disable_adapter():
+        return row_logits(model, row)

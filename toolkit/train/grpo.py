@@ -12,6 +12,7 @@ from toolkit.recipe.objectives import GrpoSection
 from toolkit.recipe.train import TrainSection
 from toolkit.stages import StageContext
 from toolkit.train.model import Numerics
+from toolkit.train.parallel.ranks import Ranks
 from toolkit.train.rewards import Question, Reward, load_rewards, read_questions, try_out
 from toolkit.train.rollout import choose_rollout, installed_vllm, merged_weights
 from toolkit.train.sft import Outcome
@@ -20,7 +21,13 @@ from toolkit.train.wired import Wired
 
 
 def fine_tune(
-    config: TrainSection, max_length: int, seed: int, numerics: Numerics, ctx: StageContext
+    config: TrainSection,
+    max_length: int,
+    seed: int,
+    numerics: Numerics,
+    *,
+    ranks: Ranks,
+    ctx: StageContext,
 ) -> Outcome:
     """Train on answers of the model's own; see :meth:`Run.train` for what else can go wrong.
 
@@ -41,7 +48,7 @@ def fine_tune(
     ctx.note(f"answers are written by {rollout}")
     asked = Asked(questions, TokenStore(dataset / "tokens" / "train-prompt"))
     with quiet():
-        run = Run.start(config, max_length, seed, numerics, ctx)
+        run = Run.start(config, max_length, seed, numerics, ranks=ranks, ctx=ctx)
         return run.train(_trainer(run, settings, asked, rewards, use_vllm=rollout.vllm))
 
 

@@ -11,13 +11,20 @@ from toolkit.recipe.train import TrainSection
 from toolkit.stages import StageContext
 from toolkit.train.answers import Answers, LabelledBatches
 from toolkit.train.model import Numerics
+from toolkit.train.parallel.ranks import Ranks
 from toolkit.train.sft import Outcome
 from toolkit.train.trainer import Run, insist_on_rows, quiet
 from toolkit.train.wired import Wired
 
 
 def fine_tune(
-    config: TrainSection, max_length: int, seed: int, numerics: Numerics, ctx: StageContext
+    config: TrainSection,
+    max_length: int,
+    seed: int,
+    numerics: Numerics,
+    *,
+    ranks: Ranks,
+    ctx: StageContext,
 ) -> Outcome:
     """Train on labelled answers, the base being the reference; see :meth:`Run.train`.
 
@@ -40,7 +47,7 @@ def fine_tune(
     }
     _insist_on_both([labels[False][example["row"]] for example in examples])
     with quiet():
-        run = Run.start(config, max_length, seed, numerics, ctx)
+        run = Run.start(config, max_length, seed, numerics, ranks=ranks, ctx=ctx)
         arguments = KTOConfig(
             **run.arguments(),
             beta=settings.beta,

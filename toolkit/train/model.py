@@ -63,12 +63,15 @@ def load_base(
     Raises:
         NotInstalledError: 4-bit weights without bitsandbytes.
     """
+    import torch
     from transformers import AutoModelForCausalLM
 
     dtype = torch_dtype(numerics.precision)
     placed: dict[str, Any] = {}
     if numerics.quantized:
-        placed = {"quantization_config": _nf4(dtype), "device_map": {"": device}}
+        # the number: "cuda" alone would be the first GPU on every rank
+        place = torch.cuda.current_device() if device == "cuda" else device
+        placed = {"quantization_config": _nf4(dtype), "device_map": {"": place}}
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,
@@ -159,17 +162,24 @@ def add_adapter(model: Any, lora: LoraSection, base_id: str) -> Any:
 
 
 def build_model(
-    folder: Path, config: TrainSection, numerics: Numerics, device: str, facts: Mapping[str, Any]
+    folder: Path,
+    config: TrainSection,
+    numerics: Numerics,
+    device: str,
+    facts: Mapping[str, Any],
+    *,
+    place: str | None = None,
 ) -> Any:
     """The model to train, in training mode, with the right weights trainable.
 
     ``full`` keeps float32 weights and computes in bf16 by autocast: small updates vanish in bf16.
+    It computes on ``device``; ``place`` is where it is built, when an engine moves it there.
     """
     from toolkit.train.folder import base_id
 
     trust = bool(facts.get("trust_remote_code", False))
     stored = numerics._replace(precision="fp32") if config.method == "full" else numerics
-    model = load_base(folder, stored, device, trust_remote_code=trust)
+    model = load_base(folder, stored, place or device, trust_remote_code=trust)
     model.config.use_cache = False
     recompute = config.gradient_checkpointing
     if recompute is True or (recompute == "auto" and device == "cuda"):
@@ -178,15 +188,15 @@ def build_model(
     if config.method != "full":
         model = add_adapter(model, config.lora, base_id(folder, facts))
     elif numerics.precision == "bf16":
-        _compute_in_bf16(model)
+        _compute_in_bf16(model, device)
     model.train()
     return model
 
 
-def _compute_in_bf16(model: Any) -> None:
+def _compute_in_bf16(model: Any, device: str) -> None:
     import torch
 
-    model.forward = torch.autocast(model.device.type, torch.bfloat16)(model.forward)
+    model.forward = torch.autocast(device, torch.bfloat16)(model.forward)
 
 
 def trainable(model: Any) -> Iterator[tuple[str, Any]]:

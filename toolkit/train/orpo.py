@@ -9,13 +9,20 @@ from toolkit.recipe.train import TrainSection
 from toolkit.stages import StageContext
 from toolkit.train.answers import Answers, OddsBatches
 from toolkit.train.model import Numerics
+from toolkit.train.parallel.ranks import Ranks
 from toolkit.train.sft import Outcome
 from toolkit.train.trainer import Run, insist_on_rows, quiet
 from toolkit.train.wired import Wired
 
 
 def fine_tune(
-    config: TrainSection, max_length: int, seed: int, numerics: Numerics, ctx: StageContext
+    config: TrainSection,
+    max_length: int,
+    seed: int,
+    numerics: Numerics,
+    *,
+    ranks: Ranks,
+    ctx: StageContext,
 ) -> Outcome:
     """Train on pairs; see :meth:`Run.train` for what can go wrong.
 
@@ -33,7 +40,7 @@ def fine_tune(
     examples = answers.examples("train")
     insist_on_rows(examples, "pair of answers")
     with quiet():
-        run = Run.start(config, max_length, seed, numerics, ctx)
+        run = Run.start(config, max_length, seed, numerics, ranks=ranks, ctx=ctx)
         arguments = ORPOConfig(
             **run.arguments(),
             beta=settings.beta,

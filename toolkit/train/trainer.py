@@ -2,7 +2,7 @@
 
 TRL does the loop and the loss; ``wired.py`` changes what must be ours, ``reporting.py`` tells what
 happens. What an objective adds stands in ``dpo.py``, ``kto.py``, ``orpo.py`` and ``grpo.py``.
-``docs/adr/0014-trl-behind-our-seams.md`` says what is ours and why.
+``docs/adr/0018-trl-behind-our-seams.md`` says what is ours and why.
 
 A checkpoint is one of the Trainer's, and complete once it holds :data:`MARK`::
 
@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import ArtifactError, DataError, StepFailedError
+from toolkit.errors import ArtifactError, DataError, PreflightError, StepFailedError
 from toolkit.recipe.train import TrainSection
 from toolkit.stages import StageContext
 from toolkit.train import checkpoint
@@ -32,6 +32,8 @@ from toolkit.train.checkpoint import KEPT, Position
 from toolkit.train.interrupt import StopOnTerm
 from toolkit.train.model import Numerics, build_model, load_base, trainable
 from toolkit.train.order import RowLedger
+from toolkit.train.parallel.engine import Engine
+from toolkit.train.parallel.ranks import Ranks
 from toolkit.train.reporting import reporter
 from toolkit.train.sft import Outcome, seed_everything
 
@@ -51,6 +53,7 @@ class Run:
     max_length: int
     seed: int
     numerics: Numerics
+    ranks: Ranks
     ctx: StageContext
     model: Any
     tokenizer: Any
@@ -68,21 +71,29 @@ class Run:
         max_length: int,
         seed: int,
         numerics: Numerics,
+        *,
+        ranks: Ranks,
         ctx: StageContext,
     ) -> Run:
         """Load model and tokenizer.
 
         Raises:
-            PreflightError: A target of the adapter is not in the model.
+            PreflightError: A target of the adapter is not in the model, or there are several ranks.
         """
         from toolkit.data.encode import load_tokenizer
 
+        if ranks.count > 1:
+            raise PreflightError(
+                f"train.objective is {config.objective!r}, which trains in one process, not in "
+                f"{ranks.count}",
+                "set processes: 1 and nodes: 1 in the profile, or train.objective: sft",
+            )
         base = ctx.inputs["model"]
         seed_everything(seed)
         ctx.note(f"loading the base model ({numerics.trained_on})")
         model = build_model(base.path, config, _plain(config, numerics), ctx.device, base.facts)
         tokenizer = load_tokenizer(base.path, trust_remote_code=base.trusts_code)
-        run = cls(config, max_length, seed, numerics, ctx, model, tokenizer)
+        run = cls(config, max_length, seed, numerics, ranks, ctx, model, tokenizer)
         if adapter := getattr(model, "peft_config", {}).get("default"):
             # TRL copies the adapter by its config: one that begins with PiSSA would take its share
             # out of the base a second time
@@ -203,8 +214,9 @@ class Run:
             adapters["default"].init_lora_weights = self.began
         scores = {name: self.last[name] for name in TOLD_LAST if name in self.last}
         scores |= {k: v for k, v in self.heldout.items() if k.partition("_")[2] in TOLD_LAST}
+        self.position.micro_batches = self.config.gradient_accumulation
         return Outcome(
-            self.model,
+            Engine(self.model, self.config, self.numerics, self.ranks),
             self.position,
             self.last.get("loss", math.nan),
             self.heldout.get("heldout_loss"),
