@@ -25,6 +25,7 @@ from toolkit.preflight import (
     quantization,
     serving,
     tensors,
+    trained,
 )
 from toolkit.preflight.facts import LOCKED_ENGINES, Accelerator, Facts, gather
 from toolkit.preflight.machine import Environment, gather_here
@@ -46,6 +47,7 @@ RULES: tuple[Rule, ...] = (
     *serving.RULES,
     *capacity.RULES,
     *memory.RULES,
+    *trained.RULES,
     *adapters.RULES,
     *tensors.RULES,
 )

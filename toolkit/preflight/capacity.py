@@ -75,7 +75,7 @@ def adapter_ranks(recipe: Recipe, facts: Facts, subject: str = "tuned") -> dict[
     }
     trains = recipe.train if recipe.train and recipe.train.method != "full" else None
     if trains and subject == "tuned" and "tuned" in recipe.served:
-        ranks["train.lora.rank"] = trains.lora.rank
+        ranks["train.lora.rank"] = trains.lora.served_rank
     return ranks
 
 

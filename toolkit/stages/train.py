@@ -73,11 +73,13 @@ class Train:
 
 def _effect(engine: Engine, ctx: StageContext) -> float:
     from toolkit.data.store import TokenStore
+    from toolkit.train import start
     from toolkit.train.batches import rows_with_targets
     from toolkit.train.effect import adapter_effect
 
     store = TokenStore(ctx.inputs["dataset"].path / "tokens" / "train")
-    return adapter_effect(engine, store[(rows_with_targets(store) or [0])[0]])
+    row = store[(rows_with_targets(store) or [0])[0]]
+    return adapter_effect(engine, row, start.found(ctx.state))
 
 
 def _save(engine: Engine, method: str, output: Path) -> None:
@@ -103,10 +105,11 @@ def _save(engine: Engine, method: str, output: Path) -> None:
 
 
 def _beside_the_weights(config: TrainConfig, outcome: Outcome, ctx: StageContext) -> None:
-    """Tokenizer, template, and the curve for people."""
+    """Tokenizer, template, how the adapter began, and the curve for people."""
     from toolkit.models.folder import copy_companions
-    from toolkit.train import curves
+    from toolkit.train import curves, start
 
+    start.keep(ctx.state, ctx.output)
     copy_companions(ctx.inputs["model"].path, ctx.output)
     position = outcome.position
     title = f"{config.train.method} · {position.step} steps · {position.rows.seen} rows"
@@ -168,6 +171,9 @@ def _facts(
             "rank": lora.r,
             "alpha": lora.lora_alpha,
             "rslora": lora.use_rslora,
+            "dora": lora.use_dora,
+            "init": config.train.lora.init,
+            "plus_ratio": config.train.lora.plus_ratio,
             "targets": sorted(lora.target_modules),
         }
     return facts

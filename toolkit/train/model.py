@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -135,18 +136,25 @@ def resolve_targets(
     return sorted(wanted)
 
 
-def add_adapter(model: Any, lora: LoraSection, base_id: str) -> Any:
+def add_adapter(
+    model: Any, lora: LoraSection, base_id: str, folder: Path, start: Path | None = None
+) -> Any:
     """Freeze ``model`` and put LoRA layers into it; their weights are float32 whatever the base is.
 
     Args:
         model: A base from :func:`load_base`.
-        lora: Rank, alpha, dropout, targets.
+        lora: Rank, alpha, dropout, targets, and how A and B start.
         base_id: What ``adapter_config.json`` names as the base: never a path.
+        folder: The base's folder.
+        start: Where A and B are kept as they start, if not at zero; a resumed run finds them there.
 
     Raises:
+        ArtifactError: What is kept is damaged.
         PreflightError: A target is not in the model.
     """
     from peft import LoraConfig, TaskType, get_peft_model
+
+    from toolkit.train.start import begin, first_alone
 
     settings = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
@@ -154,10 +162,18 @@ def add_adapter(model: Any, lora: LoraSection, base_id: str) -> Any:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         use_rslora=lora.rslora,
+        use_dora=lora.dora,
         target_modules=resolve_targets(lora.targets, linear_layers(model)),
     )
-    adapted = get_peft_model(model, settings, autocast_adapter_dtype=True)
-    adapted.peft_config["default"].base_model_name_or_path = base_id
+    with first_alone() if lora.init != "default" else nullcontext():
+        if lora.is_pissa and not (start and start.is_file()):
+            settings.init_lora_weights = lora.init
+        adapted = get_peft_model(model, settings, autocast_adapter_dtype=True)
+        if lora.init != "default":
+            begin(adapted, lora, folder, start)
+    stored = adapted.peft_config["default"]
+    stored.base_model_name_or_path = base_id
+    stored.init_lora_weights = lora.init if lora.is_pissa else True
     return adapted
 
 
@@ -169,9 +185,11 @@ def build_model(
     facts: Mapping[str, Any],
     *,
     place: str | None = None,
+    start: Path | None = None,
 ) -> Any:
     """The model to train, in training mode, with the right weights trainable.
 
+    ``start`` is where A and B are kept as they start; see :func:`add_adapter`.
     ``full`` keeps float32 weights and computes in bf16 by autocast: small updates vanish in bf16.
     It computes on ``device``; ``place`` is where it is built, when an engine moves it there.
     """
@@ -186,7 +204,7 @@ def build_model(
         # not reentrant: gradients then reach the adapters although the embeddings are frozen
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if config.method != "full":
-        model = add_adapter(model, config.lora, base_id(folder, facts))
+        model = add_adapter(model, config.lora, base_id(folder, facts), folder, start)
     elif numerics.precision == "bf16":
         _compute_in_bf16(model, device)
     model.train()

@@ -27,6 +27,7 @@ from toolkit.train.parallel.engine import Engine
 from toolkit.train.parallel.ranks import Ranks
 from toolkit.train.parallel.share import share
 from toolkit.train.schedule import factor, warmup_steps
+from toolkit.train.start import start_file
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,10 @@ def build(
     seed_everything(seed)
     ctx.note(f"loading the base model ({numerics.trained_on})")
     place = kind.built_on(base.path, ctx.device)
-    model = build_model(base.path, config, numerics, ctx.device, base.facts, place=place)
+    start = start_file(ctx.state, resume=ctx.resume)
+    model = build_model(
+        base.path, config, numerics, ctx.device, base.facts, place=place, start=start
+    )
     if saved is not None:
         checkpoint.load_weights(saved, model)
     engine = kind(model, config, numerics, ranks)

@@ -36,6 +36,7 @@ from toolkit.train.parallel.engine import Engine
 from toolkit.train.parallel.ranks import Ranks
 from toolkit.train.reporting import reporter
 from toolkit.train.sft import Outcome, seed_everything
+from toolkit.train.start import start_file
 
 MARK = "toolkit.json"
 TOLD_LAST = (
@@ -91,7 +92,14 @@ class Run:
         base = ctx.inputs["model"]
         seed_everything(seed)
         ctx.note(f"loading the base model ({numerics.trained_on})")
-        model = build_model(base.path, config, _plain(config, numerics), ctx.device, base.facts)
+        model = build_model(
+            base.path,
+            config,
+            _plain(config, numerics),
+            ctx.device,
+            base.facts,
+            start=start_file(ctx.state, resume=ctx.resume),
+        )
         tokenizer = load_tokenizer(base.path, trust_remote_code=base.trusts_code)
         run = cls(config, max_length, seed, numerics, ranks, ctx, model, tokenizer)
         if adapter := getattr(model, "peft_config", {}).get("default"):

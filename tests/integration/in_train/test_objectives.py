@@ -212,7 +212,7 @@ def test_an_adapter_that_acts_from_the_start_is_its_own_reference(steps, logged,
 
     built = {}
 
-    def pissa(folder, config, numerics, device, facts):
+    def pissa(folder, config, numerics, device, facts, **_):
         settings = LoraConfig(r=8, target_modules=["q_proj", "v_proj"], init_lora_weights="pissa")
         model = get_peft_model(load_base(folder, numerics, device), settings)
         built["model"] = model

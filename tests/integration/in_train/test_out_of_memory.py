@@ -20,8 +20,8 @@ def small_gpu(monkeypatch):
         build = sft.build_model
         calls = iter(range(10**6))
 
-        def limited(*args):
-            model = build(*args)
+        def limited(*args, **kwargs):
+            model = build(*args, **kwargs)
 
             def check(_module, _args, kwargs):
                 if model.training and next(calls) >= after and len(kwargs["input_ids"]) > most:

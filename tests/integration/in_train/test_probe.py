@@ -32,9 +32,9 @@ def test_the_probe_takes_two_steps_on_the_worst_batch(
     seen = []
     gradients = sft.gradients
 
-    def watched(engine, step, *args):
+    def watched(engine, step, *args, **kwargs):
         seen.append(step)
-        return gradients(engine, step, *args)
+        return gradients(engine, step, *args, **kwargs)
 
     monkeypatch.setattr(sft, "gradients", watched)
     ctx = context(probe=True)
@@ -52,9 +52,12 @@ def test_the_probe_takes_two_steps_on_the_worst_batch(
 def test_accumulation_is_probed_with_gradients_in_memory(train_config, context, monkeypatch):
     seen = []
     gradients = sft.gradients
-    monkeypatch.setattr(
-        sft, "gradients", lambda e, step, *args: seen.append(step) or gradients(e, step, *args)
-    )
+
+    def watched(engine, step, *args, **kwargs):
+        seen.append(step)
+        return gradients(engine, step, *args, **kwargs)
+
+    monkeypatch.setattr(sft, "gradients", watched)
     Train().run(train_config(gradient_accumulation=4), context(probe=True))
     assert [len(step.batches) for step in seen] == [2, 2]
 
@@ -64,8 +67,8 @@ def test_a_probe_that_runs_out_says_what_took_it_whatever_on_oom_says(
 ):
     build = sft.build_model
 
-    def full(*args):
-        model = build(*args)
+    def full(*args, **kwargs):
+        model = build(*args, **kwargs)
 
         def refuse(*_):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB. GPU 0")

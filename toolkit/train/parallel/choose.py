@@ -47,18 +47,25 @@ def choose(
     """
     if ranks == 1 or train.parallel != "auto":
         return None
-    if train.optimizer == "adamw_8bit":
-        return Choice("ddp", "8-bit AdamW keeps its state in blocks, which cannot be shared out")
-    if gpu is None:
-        return Choice("ddp", "nothing has to be shared out on a CPU")
+    if whole := _why_whole(train, gpu):
+        return Choice("ddp", whole)
     needed = bytes_whole(train, base) if base else None
-    if needed is None or gpu.memory_bytes is None:
+    if needed is None or gpu is None or gpu.memory_bytes is None:
         return _unknown(train)
     shown = f"{needed / GIB:.1f} GiB of weights and their state"
     room = f"{ROOM:.0%} of {gpu.memory_bytes / GIB:.0f} GiB"
     if needed <= ROOM * gpu.memory_bytes:
         return Choice("ddp", f"{shown} fit into {room} of each GPU")
     return Choice("fsdp", f"{shown} are more than {room}: each GPU holds 1/{ranks} of them")
+
+
+def _why_whole(train: TrainSection, gpu: GpuFacts | None) -> str | None:
+    """Why every process has to hold everything, whatever its size; ``None`` where it has not."""
+    if train.optimizer == "adamw_8bit":
+        return "8-bit AdamW keeps its state in blocks, which cannot be shared out"
+    if train.lora.init != "default":
+        return f"the start of {train.lora.init} is made from whole weights"
+    return None if gpu else "nothing has to be shared out on a CPU"
 
 
 def bytes_whole(train: TrainSection, base: BaseFacts) -> int | None:

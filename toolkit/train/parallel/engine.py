@@ -133,7 +133,7 @@ def inside(model: Any) -> Any:
     """A module around ``model`` whose forward pass calls any function of it."""
     import torch
 
-    class Inside(torch.nn.Module):
+    class Inside(torch.nn.Module):  # type: ignore[misc] # torch is not there when types are checked
         """What engines wrap: hooks of the outermost module then cover whatever is computed."""
 
         def __init__(self) -> None:
