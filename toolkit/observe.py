@@ -28,6 +28,9 @@ def local_files(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for source in sources:
         if source.file:
             yield source.file, "data"
+    grpo = recipe.train.grpo if recipe.train else None
+    for file in grpo.files if grpo else ():
+        yield file, "train.grpo.rewards"
     for file in recipe.evaluate.files if recipe.evaluate else ():
         yield file, "evaluate.metrics"
     for adapter in recipe.serve.adapters if recipe.serve else ():

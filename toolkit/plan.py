@@ -151,7 +151,13 @@ class _Planner:
         if data is None:
             return
         named = [s.file for s in (*data.sources, *data.heldout.sources) if s.file]
-        config = {"data": data.model_dump(mode="json"), "digests": self._digests(*named)}
+        grpo = self.recipe.train.grpo if self.recipe.train else None
+        config = {
+            "data": data.model_dump(mode="json"),
+            "digests": self._digests(*named),
+            "objective": self.recipe.objective,
+            "answer_tokens": grpo.max_completion_tokens if grpo else 0,
+        }
         self._add("data", "data", config | self._shared, {"model": "fetch"})
 
     def _train(self) -> None:
@@ -159,7 +165,11 @@ class _Planner:
         if recipe.train is None:
             return
         full = recipe.train.method == "full"
-        config = {"train": recipe.train.model_dump(mode="json")} | self._shared
+        rewards = recipe.train.grpo.files if recipe.train.grpo else ()
+        config = {
+            "train": recipe.train.model_dump(mode="json"),
+            "digests": self._digests(*rewards),
+        } | self._shared
         kind = Kind.model if full else Kind.adapter
         self._add("train", "train", config, {"model": "fetch", "dataset": "data"}, kind=kind)
         for format_ in ("merged",) if full else ("adapter", "merged"):

@@ -10,6 +10,7 @@ from typing import Literal
 from toolkit import environments, preflight, tracking
 from toolkit.engines import auto, parsers
 from toolkit.environments import Environment
+from toolkit.environments.lockfile import load_lock
 from toolkit.errors import NotInstalledError, UsageError
 from toolkit.launch import profiles
 from toolkit.observe import observe
@@ -21,6 +22,7 @@ from toolkit.recipe.load import Loaded, load
 from toolkit.survey import StepStatus, survey
 from toolkit.train.parallel import choose
 from toolkit.train.parallel.launch import Launch
+from toolkit.train.rollout import choose_rollout
 from toolkit.workspace import Workspace
 
 STAGE_ENVIRONMENTS = ("core", "train", "quantize")
@@ -66,6 +68,22 @@ class Prepared:
     def warnings(self) -> tuple[str, ...]:
         """Verdicts that something works, but not as one may think, each with its fix."""
         return tuple(str(v) for v in self.verdicts if v.outcome is Outcome.warn)
+
+    @property
+    def rollout(self) -> str | None:
+        """What will write the answers of GRPO, and why; None where no answers are written.
+
+        Raises:
+            NotInstalledError: The recipe wants vLLM, and the training environment has none for it.
+        """
+        train = self.loaded.recipe.train
+        if train is None or train.grpo is None:
+            return None
+        lock = self.environments["train"].lock
+        if lock is None:
+            return "decided when it runs, by what the profile's interpreter has"
+        installed = load_lock(lock).pins.get("vllm")
+        return str(choose_rollout(train, self.device, installed))
 
     def cut(self, stages: Sequence[str] = (), names: Sequence[str] = ()) -> Prepared:
         """The same, with the plan cut to some stages or steps and what they need."""

@@ -19,7 +19,13 @@ from toolkit.recipe.load import load
 ROOT = Path(__file__).parents[2] / "recipes"
 SHIPPED = sorted(ROOT.rglob("*.yaml"))
 IDS = [str(path.relative_to(ROOT)) for path in SHIPPED]
-NEEDS_GPU = ("llama-3.1-8b-lora.yaml", "qwen3-8b-lora.yaml", "sglang-two-adapters.yaml")
+NEEDS_GPU = (
+    "llama-3.1-8b-lora.yaml",
+    "llama-3.1-8b-dpo.yaml",
+    "llama-3.1-8b-grpo.yaml",
+    "qwen3-8b-lora.yaml",
+    "sglang-two-adapters.yaml",
+)
 LLAMA_8B = LLAMA | {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32}
 
 each = pytest.mark.parametrize("path", SHIPPED, ids=IDS)
@@ -32,6 +38,7 @@ def somewhere(tmp_path):
     shutil.copytree(ROOT, copy)
     for folder in (copy / "quantize", copy / "serve"):
         model_folder(folder / "model")
+    model_folder(copy / "demo" / "tickets-merged")
     for name in ("billing", "travel"):
         adapter_folder(copy / "serve" / "adapters" / name)
     return copy

@@ -46,6 +46,7 @@ def plan(
             {
                 "recipe": str(recipe),
                 "engine": asdict(prepared.choice) if prepared.choice else None,
+                "rollout": prepared.rollout,
                 "training": _training(prepared),
                 "warnings": prepared.warnings,
                 "preflight": [verdict.as_json() for verdict in prepared.verdicts],
@@ -71,6 +72,10 @@ def plan(
     render.table(("step", "state", "why", "environment", "fingerprint"), rows)
     if prepared.choice:
         render.say(f"served by {prepared.choice.engine}: {prepared.choice.reason}")
+    for text in filter(None, map(_counted, statuses)):
+        render.say(text)
+    if prepared.rollout:
+        render.say(f"answers are written by {prepared.rollout}")
     if prepared.training_said:
         render.say(prepared.training_said)
     _warn(prepared)
@@ -78,6 +83,22 @@ def plan(
     render.say(
         f"{done} of {len(statuses)} steps are done; artifacts are in {prepared.workspace.root}"
     )
+
+
+def _counted(status: StepStatus) -> str | None:
+    """What became of the rows, where the data step is done."""
+    if status.step.stage != "data" or status.artifact is None:
+        return None
+    numbers = status.artifact.metrics
+    lost = {
+        "unreadable": "rows_invalid",
+        "too long": "rows_too_long",
+        "without a trained token": "rows_without_trained_token",
+        "truncated": "rows_truncated",
+    }
+    parts = [f"{numbers[key]:.0f} {name}" for name, key in lost.items() if numbers.get(key)]
+    kept = f"{numbers['rows_train']:.0f} rows to train, {numbers['rows_heldout']:.0f} held out"
+    return f"data: {', '.join([kept, *parts])}"
 
 
 MEMORY_COLUMNS = {

@@ -10,10 +10,12 @@ from typing import Any
 
 from toolkit.data.formats import Body, RowError, ignored_columns, read_row, recognise
 from toolkit.data.ledger import EXAMPLES, SourceCounts, counted
+from toolkit.data.preference import formats_of
 from toolkit.data.sources import RawRow, read_source, source_name
 from toolkit.data.split import content_id, copies, heldout_ids, keep_most
 from toolkit.errors import DataError
 from toolkit.recipe.data import DataSection, DataSource
+from toolkit.recipe.objectives import Objective
 
 Progress = Callable[[int, str], None]
 """Called with the number of rows so far and the source's name."""
@@ -39,7 +41,11 @@ class Collected:
 
 
 def collect(
-    data: DataSection, folder: Path, seed: int, progress: Progress = lambda _n, _s: None
+    data: DataSection,
+    folder: Path,
+    seed: int,
+    progress: Progress = lambda _n, _s: None,
+    objective: Objective = "sft",
 ) -> Collected:
     """Read every source and split the rows.
 
@@ -51,15 +57,16 @@ def collect(
         DataError: A source cannot be read, ``on_invalid`` is ``refuse`` and a row is invalid, or no
             row is left.
     """
-    reading = _Reading(data.on_invalid == "drop", folder, progress)
+    reading = _Reading(data.on_invalid == "drop", folder, progress, objective)
     train = [(source, reading.read(source, heldout=False)) for source in data.sources]
     apart = [(source, reading.read(source, heldout=True)) for source in data.heldout.sources]
     reading.refuse()
     if apart:
         held = {row.id for _, rows in apart for row in rows}
         candidates = [r for s, rows in apart for r in rows if copies(r.id, min(s.weight, 1), seed)]
+        candidates = [row for row in candidates if _is_reference(row)]
     else:
-        every = [row for _, rows in train for row in rows]
+        every = [row for _, rows in train for row in rows if _is_reference(row)]
         # Rows above max_rows go back to training: only what is scored is kept from it.
         chosen = heldout_ids((row.id for row in every), data.heldout.fraction, seed)
         held = keep_most(chosen, data.heldout.max_rows, seed)
@@ -75,6 +82,11 @@ def collect(
             "check `weight`, and that held-out sources differ from the training sources",
         )
     return found
+
+
+def _is_reference(row: Row) -> bool:
+    """Whether a model may be compared with the row's answer: not where it is labelled a bad one."""
+    return bool(row.body.get("label", True))
 
 
 def _distinct(rows: list[Row], limit: int | None, seed: int) -> list[Row]:
@@ -109,11 +121,12 @@ def _trained(
 class _Reading:
     """Reads sources in turn; invalid rows are counted, the first are kept as examples."""
 
-    def __init__(self, drop: bool, folder: Path, progress: Progress) -> None:
+    def __init__(self, drop: bool, folder: Path, progress: Progress, objective: Objective) -> None:
         self.counts: list[SourceCounts] = []
         self._drop = drop
         self._folder = folder
         self._progress = progress
+        self._objective = objective
         self._rows = 0
 
     def read(self, source: DataSource, *, heldout: bool) -> list[Row]:
@@ -147,12 +160,13 @@ class _Reading:
 
     def _row(self, raw: RawRow, source: DataSource, counts: SourceCounts) -> Row:
         values = _values(raw)
+        formats = formats_of(self._objective, heldout=counts.role == "heldout")
         if not counts.format:
             counts.format = (
-                recognise(values, raw.where) if source.format == "auto" else source.format
+                recognise(values, raw.where, formats) if source.format == "auto" else source.format
             )
-            counts.ignored_columns = ignored_columns(values, counts.format)
-        body = read_row(values, counts.format)
+            counts.ignored_columns = ignored_columns(values, counts.format, formats)
+        body = read_row(values, counts.format, formats)
         return Row(content_id(body), body, raw.where)
 
     def refuse(self) -> None:

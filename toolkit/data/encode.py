@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.data.collect import Row
 from toolkit.data.formats import Body
 from toolkit.data.ledger import SplitCounts
-from toolkit.data.render import View, mask, template_of, views, with_system
+from toolkit.data.render import View, last_view, mask, template_of, views, with_system
+from toolkit.data.store import TokenRow
 from toolkit.errors import DataError
 
 if TYPE_CHECKING:
@@ -38,18 +39,29 @@ class Encoded:
     """Positions of trained stop tokens."""
     turns: int
     joined: int
+    beside: TokenRow | None = None
+    """The row's second sequence: the worse answer to the same question, or the question alone."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longer of its sequences."""
+        return max(len(self.ids), len(self.beside.ids) if self.beside else 0)
+
+    @property
+    def learns(self) -> bool:
+        """Whether every sequence that has an answer has a trained token."""
+        second = self.beside is None or not len(self.beside.ids) or self.beside.trained.any()
+        return bool(self.trained.any() and second)
 
     def cut(self, length: int) -> Encoded:
         """The first ``length`` tokens."""
-        stops = tuple(s for s in self.stops if s < length)
-        return Encoded(
-            self.row,
-            self.body,
-            self.ids[:length],
-            self.trained[:length],
-            stops,
-            self.turns,
-            self.joined,
+        second = self.beside and TokenRow(self.beside.ids[:length], self.beside.trained[:length])
+        return replace(
+            self,
+            ids=self.ids[:length],
+            trained=self.trained[:length],
+            stops=tuple(s for s in self.stops if s < length),
+            beside=second,
         )
 
 
@@ -63,6 +75,7 @@ class Encoder:
         system: For conversations that bring none.
         every_answer: Whether answers that the template rewrites get sequences of their own; without
             it (held-out rows, of which only the last answer is asked for) a row is one sequence.
+        last_answer: Whether the last answer alone is trained, as for rows of preference training.
 
     Raises:
         DataError: The tokenizer is slow (Python), so that it cannot say which characters a token
@@ -70,7 +83,13 @@ class Encoder:
     """
 
     def __init__(
-        self, tokenizer: Any, stop_ids: Sequence[int], system: str | None, *, every_answer: bool
+        self,
+        tokenizer: Any,
+        stop_ids: Sequence[int],
+        system: str | None,
+        *,
+        every_answer: bool,
+        last_answer: bool = False,
     ) -> None:
         if not tokenizer.is_fast:
             raise DataError(
@@ -81,6 +100,7 @@ class Encoder:
         self._tokenizer = tokenizer
         self._system = system
         self._every_answer = every_answer
+        self._last_answer = last_answer
         added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._stop_ids = frozenset({*stop_ids, *added})
         self._left_to_check = CHECKED
@@ -119,8 +139,11 @@ class Encoder:
         if "text" in row.body:
             return [None]
         messages = with_system(row.body["messages"], self._system)
+        template = template_of(self._tokenizer, row.body.get("tools"))
         try:
-            found = views(messages, template_of(self._tokenizer, row.body.get("tools")))
+            found = (
+                [last_view(messages, template)] if self._last_answer else views(messages, template)
+            )
         except DataError as error:
             raise type(error)(f"{row.where}: {error.message}", error.hint) from error
         except (JinjaError, TypeError) as error:
@@ -175,7 +198,11 @@ class Encoder:
     def _check(self, row: Row, body: Body, view: View, ids: list[int]) -> None:
         """Compare with the tokenizer's own ids of the conversation, which serving relies on."""
         own = self._tokenizer.apply_chat_template(
-            view.messages, tools=body.get("tools"), tokenize=True, return_dict=False
+            view.messages,
+            tools=body.get("tools"),
+            add_generation_prompt=view.messages[-1]["role"] != "assistant",
+            tokenize=True,
+            return_dict=False,
         )
         if own == ids:
             return

@@ -1,6 +1,9 @@
 """Row formats: whatever a row looks like, it becomes a conversation or a text.
 
 A body is ``{"messages": [{"role", "content", ...}, ...], "tools": [...]?}`` or ``{"text": str}``.
+Rows for other objectives are conversations as well, with more beside: the worse answer (``rejected``),
+whether the answer is good (``label``), or the columns that rewards read (``columns``); see
+``preference.py``. So whatever scores, serves or calibrates on rows knows all of them.
 The columns of the first row of a source decide its format when the recipe says ``auto``.
 """
 
@@ -45,18 +48,31 @@ class RowFormat:
     optional: tuple[str, ...]
     """Columns that are read where they are."""
     read: Callable[[Mapping[str, Any]], Body]
+    keeps_rest: bool = False
+    """Whether other columns are kept in the body."""
 
 
-def recognise(row: Mapping[str, Any], where: str) -> str:
+Formats = Mapping[str, RowFormat]
+"""By name, in the order in which they are recognised."""
+
+
+def recognise(row: Mapping[str, Any], where: str, formats: Formats | None = None) -> str:
     """Name the format of a source by the columns of its first row.
+
+    Args:
+        row: The first row.
+        where: Its place, for the error.
+        formats: Those that may be meant, in the order in which they are tried; without it the
+            formats of supervised fine-tuning.
 
     Raises:
         DataError: No format has these columns; the message lists what was seen and what is known.
     """
-    for name, row_format in FORMATS.items():
+    formats = formats or FORMATS
+    for name, row_format in formats.items():
         if all(column in row for column in row_format.columns):
             return name
-    known = "; ".join(f"{name} ({', '.join(f.columns)})" for name, f in FORMATS.items())
+    known = "; ".join(f"{name} ({', '.join(f.columns)})" for name, f in formats.items())
     seen = ", ".join(map(repr, row)) or "none"
     raise DataError(
         f"{where}: no row format has these columns: {seen}",
@@ -64,13 +80,13 @@ def recognise(row: Mapping[str, Any], where: str) -> str:
     )
 
 
-def read_row(row: Mapping[str, Any], name: str) -> Body:
+def read_row(row: Mapping[str, Any], name: str, formats: Formats | None = None) -> Body:
     """Turn a row into a body.
 
     Raises:
         RowError: A column is missing or holds something else than the format says.
     """
-    row_format = FORMATS[name]
+    row_format = (formats or FORMATS)[name]
     for column in row_format.columns:
         if row.get(column) is None:
             near = close_match(column, row)
@@ -83,10 +99,13 @@ def read_row(row: Mapping[str, Any], name: str) -> Body:
     return body
 
 
-def ignored_columns(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
+def ignored_columns(
+    row: Mapping[str, Any], name: str, formats: Formats | None = None
+) -> tuple[str, ...]:
     """Columns that the format does not read."""
-    read = FORMATS[name].columns + FORMATS[name].optional
-    return tuple(column for column in row if column not in read)
+    row_format = (formats or FORMATS)[name]
+    read = row_format.columns + row_format.optional
+    return () if row_format.keeps_rest else tuple(c for c in row if c not in read)
 
 
 def _encodable(body: Body) -> None:
@@ -113,7 +132,7 @@ def conversation(messages: Iterable[Any], tools: Any = None) -> Body:
     Raises:
         RowError: A message is malformed, the assistant speaks first, or it never answers.
     """
-    read = [_message(m, f"message {n}") for n, m in enumerate(messages, start=1)]
+    read = read_messages(messages)
     answers = [n for n, m in enumerate(read) if m["role"] == "assistant"]
     if not answers:
         raise RowError(
@@ -126,9 +145,18 @@ def conversation(messages: Iterable[Any], tools: Any = None) -> Body:
             "put a user message before it, or remove it",
         )
     body: Body = {"messages": read[: answers[-1] + 1]}
-    if parsed := _parsed(tools, "tools"):
-        body["tools"] = _list(parsed, "tools")
+    if given := parsed(tools, "tools"):
+        body["tools"] = list_of(given, "tools")
     return body
+
+
+def read_messages(values: Iterable[Any], what: str = "message") -> list[Message]:
+    """Check every message by itself.
+
+    Raises:
+        RowError: A message is malformed.
+    """
+    return [_message(value, f"{what} {n}") for n, value in enumerate(values, start=1)]
 
 
 def _message(value: Any, where: str) -> Message:
@@ -148,8 +176,10 @@ def _message(value: Any, where: str) -> Message:
     # never there.
     message = {key: v for key, v in value.items() if v is not None}
     message["content"] = _text(value.get("content"), where)
-    if calls := _parsed(value.get("tool_calls"), f"{where}: tool_calls"):
-        message["tool_calls"] = [_tool_call(c, where) for c in _list(calls, f"{where}: tool_calls")]
+    if calls := parsed(value.get("tool_calls"), f"{where}: tool_calls"):
+        message["tool_calls"] = [
+            _tool_call(c, where) for c in list_of(calls, f"{where}: tool_calls")
+        ]
     else:
         message.pop("tool_calls", None)
     if role == "assistant" and not message["content"].strip() and not calls:
@@ -185,7 +215,7 @@ def _tool_call(call: Any, where: str) -> dict[str, Any]:
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise RowError(f"{where}: a tool call has no function name")
-    arguments = _parsed(
+    arguments = parsed(
         function.get("arguments") or {}, f"{where}: arguments of {function['name']!r}"
     )
     if not isinstance(arguments, Mapping):
@@ -204,13 +234,13 @@ def _tool_call(call: Any, where: str) -> dict[str, Any]:
 
 
 def _messages(row: Mapping[str, Any]) -> Body:
-    return conversation(_list(_parsed(row["messages"], "messages"), "messages"), row.get("tools"))
+    return conversation(list_of(parsed(row["messages"], "messages"), "messages"), row.get("tools"))
 
 
 def _sharegpt(row: Mapping[str, Any]) -> Body:
-    turns = _list(_parsed(row["conversations"], "conversations"), "conversations")
+    turns = list_of(parsed(row["conversations"], "conversations"), "conversations")
     messages = [_sharegpt_turn(turn, f"message {n}") for n, turn in enumerate(turns, start=1)]
-    return conversation([*_system(row), *messages], row.get("tools"))
+    return conversation([*system_of(row), *messages], row.get("tools"))
 
 
 def _sharegpt_turn(turn: Any, where: str) -> Any:
@@ -222,7 +252,7 @@ def _sharegpt_turn(turn: Any, where: str) -> Any:
     if turn["from"] not in SHAREGPT_ROLES:
         raise RowError(f"{where} is from {turn['from']!r}", f"known: {', '.join(SHAREGPT_ROLES)}")
     if turn["from"] == "function_call":
-        call = _parsed(turn["value"], f"{where}: function_call")
+        call = parsed(turn["value"], f"{where}: function_call")
         calls = call if isinstance(call, list) else [call]
         return {"role": "assistant", "content": "", "tool_calls": calls}
     return {"role": SHAREGPT_ROLES[turn["from"]], "content": turn["value"]}
@@ -236,14 +266,14 @@ def _prompt_completion(row: Mapping[str, Any]) -> Body:
         if isinstance(completion, str)
         else completion
     )
-    turns = [*_list(question, "prompt"), *_list(answer, "completion")]
-    return conversation([*_system(row), *turns], row.get("tools"))
+    turns = [*list_of(question, "prompt"), *list_of(answer, "completion")]
+    return conversation([*system_of(row), *turns], row.get("tools"))
 
 
 def _alpaca(row: Mapping[str, Any]) -> Body:
-    messages = list(_system(row))
+    messages = list(system_of(row))
     for n, pair in enumerate(
-        _list(_parsed(row.get("history") or [], "history"), "history"), start=1
+        list_of(parsed(row.get("history") or [], "history"), "history"), start=1
     ):
         if not isinstance(pair, list) or len(pair) != 2:
             raise RowError(f"history {n} is {_kind(pair)}, not a question and an answer")
@@ -267,12 +297,17 @@ def _plain(row: Mapping[str, Any]) -> Body:
     return {"text": text}
 
 
-def _system(row: Mapping[str, Any]) -> list[Message]:
+def system_of(row: Mapping[str, Any]) -> list[Message]:
+    """The column ``system`` as messages, none or one."""
     return [{"role": "system", "content": row["system"]}] if row.get("system") else []
 
 
-def _parsed(value: Any, what: str) -> Any:
-    """A value that may be JSON in a string (CSV has nothing else)."""
+def parsed(value: Any, what: str) -> Any:
+    """A value that may be JSON in a string (CSV has nothing else).
+
+    Raises:
+        RowError: It is text that is not JSON.
+    """
     if not isinstance(value, str) or not value.strip():
         return value or None
     try:
@@ -281,7 +316,12 @@ def _parsed(value: Any, what: str) -> Any:
         raise RowError(f"{what} is text that is not JSON: {error}") from error
 
 
-def _list(value: Any, what: str) -> list[Any]:
+def list_of(value: Any, what: str) -> list[Any]:
+    """``value`` where it is a list; null is an empty one.
+
+    Raises:
+        RowError: It is something else.
+    """
     if value is None:
         return []
     if not isinstance(value, list):
@@ -312,11 +352,11 @@ def _keys(value: Mapping[str, Any]) -> str:
 
 
 _MORE = ("system", "tools")
-FORMATS: dict[str, RowFormat] = {
+FORMATS: Formats = {
     "messages": RowFormat(("messages",), ("tools",), _messages),
     "sharegpt": RowFormat(("conversations",), _MORE, _sharegpt),
     "prompt_completion": RowFormat(("prompt", "completion"), _MORE, _prompt_completion),
     "alpaca": RowFormat(("instruction", "output"), ("input", "system", "history"), _alpaca),
     "text": RowFormat(("text",), (), _plain),
 }
-"""Formats in the order in which they are recognised."""
+"""Formats of supervised fine-tuning; ``preference.py`` has those of other objectives."""

@@ -58,6 +58,22 @@ class View:
     answers: tuple[Span, ...]
 
 
+def last_view(messages: Sequence[Message], template: Template) -> View:
+    """Render a conversation of which only the last answer counts: the better one of a pair, say.
+
+    A conversation that ends with a question is rendered as a server does it, waiting for an answer.
+
+    Raises:
+        TemplateError: The text that asks for the answer is not how the answered text begins.
+    """
+    last = len(messages) - 1
+    if messages[last]["role"] != "assistant":
+        return View(list(messages), template(messages, True), ())
+    text = template(messages, False)
+    asked = _asked(template(messages[:last], True), text, last)
+    return View(list(messages), text, (Span(asked, len(text)),))
+
+
 def views(messages: Sequence[Message], template: Template) -> list[View]:
     """Render a conversation so that each answer is trained once, in the context a server gives it.
 
@@ -172,7 +188,7 @@ def template_of(tokenizer: Any, tools: Sequence[Mapping[str, Any]] | None = None
 
 
 def prompt_messages(row: Mapping[str, Any], system: str | None = None) -> list[Message]:
-    """The question of a row: everything before its last answer.
+    """The question of a row: everything before its last answer; all of it where none is given.
 
     Raises:
         DataError: The row is plain text and asks nothing.
@@ -183,8 +199,8 @@ def prompt_messages(row: Mapping[str, Any], system: str | None = None) -> list[M
             "score plain text by perplexity",
         )
     messages = row["messages"]
-    last = max(n for n, m in enumerate(messages) if m["role"] == "assistant")
-    return with_system(messages[:last], system)
+    answered = messages[-1]["role"] == "assistant"  # rows end with an answer, or with a question
+    return with_system(messages[:-1] if answered else messages, system)
 
 
 def prompt_ids(tokenizer: Any, row: Mapping[str, Any], system: str | None = None) -> list[int]:

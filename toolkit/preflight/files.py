@@ -54,6 +54,9 @@ def _function(found: FunctionFacts) -> Iterator[Finding]:
     if found.given is None:
         yield from _metric(found, name)
         return
+    if found.where.startswith("train.grpo.rewards"):
+        yield from _reward(found, name)
+        return
     for argument in found.given:
         if found.accepts is not None and argument not in found.accepts:
             near = close_match(argument, found.accepts)
@@ -69,6 +72,15 @@ def _function(found: FunctionFacts) -> Iterator[Finding]:
                 f"{found.where}: {name}() needs the argument {argument!r}",
                 f"add it under {key}.arguments",
             )
+
+
+def _reward(found: FunctionFacts, name: str) -> Iterator[Finding]:
+    """Training calls a reward by keywords, with those of its columns that it takes."""
+    if found.accepts is not None and "completions" not in found.accepts:
+        yield refuse(
+            f"{found.where}: {name}() does not take the answers",
+            f"define it as: def {name}(prompts, completions, **columns) -> list[float]",
+        )
 
 
 def _metric(found: FunctionFacts, name: str) -> Iterator[Finding]:

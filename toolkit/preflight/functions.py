@@ -10,6 +10,8 @@ from pathlib import Path
 from toolkit.recipe import Recipe
 from toolkit.recipe.evaluate import BUILTIN_METRICS
 
+REWARD_GIVEN = ("prompts", "completions")
+"""What a reward function always gets; columns of the rows come by keyword as well."""
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -46,6 +48,9 @@ def read_functions(recipe: Recipe, recipe_dir: Path) -> Iterator[FunctionFacts]:
                     yield read_function(
                         source.python, recipe_dir, f"{key}.{i}.python", tuple(source.arguments)
                     )
+    grpo = recipe.train.grpo if recipe.train else None
+    for i, reward in enumerate(grpo.rewards if grpo else ()):
+        yield read_function(reward, recipe_dir, f"train.grpo.rewards.{i}", REWARD_GIVEN)
     for i, metric in enumerate(recipe.evaluate.metrics if recipe.evaluate else ()):
         if metric not in BUILTIN_METRICS:
             yield read_function(metric, recipe_dir, f"evaluate.metrics.{i}", None)

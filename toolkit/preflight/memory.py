@@ -153,18 +153,24 @@ def _keep(train: TrainSection, *, fused: bool) -> Keep:
 
 def _worst_rows(recipe: Recipe, train: TrainSection, facts: Facts) -> tuple[Rows, tuple[str, ...]]:
     """The largest micro-batch there can be: full sequences, as far as the rows are known."""
-    length, made, notes = recipe.model.max_length, facts.dataset, []
+    length, made = recipe.model.max_length, facts.dataset
+    notes: list[str] = []
+    packing = train.packing and train.objective == "sft"
+    pairs = 2 if train.objective in ("dpo", "orpo") else 1
     sequences, share = train.batch_size, 1.0
     if made:
         sequences = min(sequences, int(made["rows"]))
         longest = min(length, int(made["longest_row"]))
-        length = length if train.packing else longest
-        if train.packing:
+        length = length if packing else longest
+        if packing:
             share = min(1.0, UNEVEN * made["trained_tokens"] / max(1, made["tokens"]))
     else:
         notes = ["rows are not made yet: taken to be model.max_length long and trained throughout"]
+    if train.objective != "sft":
+        notes.append(f"{train.objective} is taken for supervised training on as many sequences")
+    sequences *= pairs
     trained = ceil(sequences * length * share)
-    return Rows(sequences, length, trained, train.packing), tuple(notes)
+    return Rows(sequences, length, trained, packing), tuple(notes)
 
 
 def _quantizing(recipe: Recipe, facts: Facts, shape: ModelShape) -> Iterator[StepMemory]:

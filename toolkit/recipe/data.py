@@ -10,7 +10,17 @@ from toolkit.recipe.base import Count, Fraction, Section
 from toolkit.recipe.model import Revision
 from toolkit.recipe.paths import file_of
 
-Format = Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "text"]
+Format = Literal[
+    "auto",
+    "messages",
+    "prompt_completion",
+    "alpaca",
+    "sharegpt",
+    "text",
+    "preference",
+    "labelled",
+    "prompt",
+]
 Policy = Literal["drop", "refuse"]
 
 
@@ -32,7 +42,7 @@ class DataSource(Section):
     arguments: dict[str, Any] = {}
     """Keyword arguments for the `python` function."""
     format: Format = "auto"
-    """Row format; `auto` recognises it by the columns of the first row."""
+    """Row format; `auto` recognises it by the columns of the first row, among those that `train.objective` reads."""
     columns: dict[str, str] = {}
     """Rename columns before the format is read: `{theirs: ours}`."""
     weight: Annotated[float, Field(gt=0)] = 1.0

@@ -11,6 +11,7 @@ from toolkit.recipe.data import DataSection
 from toolkit.recipe.evaluate import EvaluateSection
 from toolkit.recipe.export import ExportSection
 from toolkit.recipe.model import ModelSection
+from toolkit.recipe.objectives import SCORED, TRAINED_ON, Objective
 from toolkit.recipe.quantize import QuantizeSection
 from toolkit.recipe.serve import ServeSection
 from toolkit.recipe.train import TrainSection
@@ -76,6 +77,7 @@ class Recipe(Section):
     def _sections_fit_together(self) -> Self:
         if self.train and not self.data:
             raise ValueError("train needs a data section")
+        self._formats_fit_the_objective()
         if self.export and not self.train:
             raise ValueError("export needs a train section: there is nothing to export")
         if self.evaluate and not self.data:
@@ -90,6 +92,32 @@ class Recipe(Section):
                 )
         self._names_exist()
         return self
+
+    @property
+    def objective(self) -> Objective:
+        """What rows are for: `train.objective`, and `sft` where nothing is trained."""
+        return self.train.objective if self.train else "sft"
+
+    def _formats_fit_the_objective(self) -> None:
+        data, objective = self.data, self.objective
+        if data is None:
+            return
+        for key, sources, known in (
+            ("data.sources", data.sources, TRAINED_ON[objective]),
+            ("data.heldout.sources", data.heldout.sources, SCORED[objective]),
+        ):
+            for source in sources:
+                if source.format not in ("auto", *known):
+                    raise ValueError(
+                        f"{key}: format {source.format!r} is not for train.objective "
+                        f"{objective!r}, which reads {', '.join(known)}"
+                    )
+        grpo = self.train.grpo if self.train else None
+        if grpo and grpo.max_completion_tokens >= self.model.max_length:
+            raise ValueError(
+                f"train.grpo.max_completion_tokens {grpo.max_completion_tokens} leaves no room for "
+                f"a question in model.max_length {self.model.max_length}"
+            )
 
     @property
     def served(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from toolkit.recipe.base import Count, Fraction, Section
+from toolkit.recipe.objectives import DpoSection, GrpoSection, KtoSection, Objective, OrpoSection
 from toolkit.registry import close_match
 
 INITS = ("default", "pissa", "pissa_niter_16", "loftq")
@@ -75,8 +76,11 @@ class LoraSection(Section):
 
 
 class TrainSection(Section):
-    """Supervised fine-tuning: loss on assistant turns only, stop token included."""
+    """Supervised fine-tuning (loss on assistant turns only, stop token included), or another objective."""
 
+    objective: Objective = "sft"
+    """What is learned: answers (`sft`), better over worse ones (`dpo`, `orpo`), answers marked good or bad (`kto`),
+    or what reward functions like (`grpo`)."""
     method: Literal["lora", "qlora", "full"] = "lora"
     """`lora` on the base as it is, `qlora` on the base in 4-bit NF4 with double quantization, `full` all weights."""
     lora: LoraSection = LoraSection()
@@ -104,7 +108,7 @@ class TrainSection(Section):
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     """AdamW of PyTorch, or the 8-bit one of bitsandbytes."""
     packing: bool = True
-    """Put several rows into one sequence of `model.max_length` tokens; none attends to another."""
+    """Put several rows into one sequence of `model.max_length` tokens; none attends to another. Read by `sft` alone."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """`auto` is bf16 on a GPU that has it and fp32 elsewhere."""
     gradient_checkpointing: Literal["auto"] | bool = "auto"
@@ -119,6 +123,40 @@ class TrainSection(Section):
     """Held-out rows for that loss."""
     checkpoint_every: Count | None = 50
     """Steps between two checkpoints, from which an interrupted run goes on."""
+    dpo: DpoSection | None = None
+    """Settings of `objective: dpo`; without it their defaults."""
+    kto: KtoSection | None = None
+    """Settings of `objective: kto`; without it their defaults."""
+    orpo: OrpoSection | None = None
+    """Settings of `objective: orpo`; without it their defaults."""
+    grpo: GrpoSection | None = None
+    """Settings of `objective: grpo`, which needs at least `rewards`."""
+
+    @model_validator(mode="after")
+    def _sections_are_of_the_objective(self) -> Self:
+        for name in ("dpo", "kto", "orpo", "grpo"):
+            if getattr(self, name) is not None and name != self.objective:
+                raise ValueError(f"{name} is set, but objective is {self.objective!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _batches_fit_the_objective(self) -> Self:
+        kto = self.kto or KtoSection()
+        if self.objective == "kto" and kto.loss == "kto" and self.batch_size < 2:
+            raise ValueError(
+                "kto takes its KL from other rows of the batch: batch_size is at least 2"
+            )
+        if self.objective != "grpo":
+            return self
+        if self.grpo is None:
+            raise ValueError("objective 'grpo' needs grpo.rewards: at least one 'file.py:function'")
+        answers, group = self.batch_size * self.gradient_accumulation, self.grpo.group_size
+        if answers % group:
+            raise ValueError(
+                f"a step has batch_size x gradient_accumulation = {answers} answers, "
+                f"which grpo.group_size {group} does not divide"
+            )
+        return self
 
     @property
     def needs_merge(self) -> bool:

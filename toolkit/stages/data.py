@@ -15,7 +15,6 @@ from toolkit.data.collect import Row, collect
 from toolkit.data.encode import (
     BATCH,
     Encoded,
-    Encoder,
     load_tokenizer,
     stop_ids,
     template_sha256,
@@ -23,9 +22,11 @@ from toolkit.data.encode import (
 from toolkit.data.ledger import Ledger, SplitCounts, counted
 from toolkit.data.packing import efficiency, pack
 from toolkit.data.store import TokenRow, TokenWriter
+from toolkit.data.twofold import SECOND, encoder_of
 from toolkit.errors import DataError
 from toolkit.recipe.base import Section
 from toolkit.recipe.data import DataSection
+from toolkit.recipe.objectives import Objective
 from toolkit.stages import Kind, StageContext, StageResult
 
 SIDES = ("train", "heldout")
@@ -39,12 +40,17 @@ class DataConfig(Section):
     seed: int
     digests: dict[str, str] = {}
     """sha256 of every local file that is read, by the path the recipe gives."""
+    objective: Objective = "sft"
+    """What the rows are for: which formats are read, and what is stored beside each."""
+    answer_tokens: int = 0
+    """Tokens to keep free after a question, where training writes the answers itself."""
 
 
 class Data:
     """Input ``model`` (its tokenizer). Writes rows, tokens and ledger.
 
-    ``train.jsonl, heldout.jsonl, tokens/{train,heldout}/, ledger.json, ledger.md``.
+    ``train.jsonl, heldout.jsonl, tokens/{train,heldout}/, ledger.json, ledger.md``; for pairs also
+    ``tokens/{train,heldout}-rejected/``, for prompts ``tokens/{train,heldout}-prompt/``.
     """
 
     name: ClassVar[str] = "data"
@@ -65,6 +71,7 @@ class Data:
             ctx.recipe_dir,
             config.seed,
             lambda n, name: ctx.progress(n, n, "rows read", source=name),
+            config.objective,
         )
         ctx.note(
             f"{counted(len(found.train), 'row')} to train, {len(found.heldout)} held out; "
@@ -116,6 +123,7 @@ class _Writing:
         """Write one side; return the lengths of its sequences in tokens."""
         with ExitStack() as stack:
             tokens = stack.enter_context(TokenWriter(self._ctx.output / "tokens" / name))
+            second = self._second_store(name, stack)
             lines = stack.enter_context(
                 (self._ctx.output / f"{name}.jsonl").open("w", encoding="utf-8")
             )
@@ -127,9 +135,17 @@ class _Writing:
                 for _ in range(kept.row.copies):
                     lines.write(line)
                     tokens.append(TokenRow(kept.ids, kept.trained))
+                    if second and kept.beside:
+                        second.append(kept.beside)
                 self._count(kept, counts)
         counts.measure(tokens.lengths)
         return tokens.lengths
+
+    def _second_store(self, name: str, stack: ExitStack) -> TokenWriter | None:
+        if self._config.objective not in SECOND:
+            return None
+        folder = f"{name}-{SECOND[self._config.objective][0]}"
+        return stack.enter_context(TokenWriter(self._ctx.output / "tokens" / folder))
 
     def stop_token(self) -> str | None:
         """The token that ends most answers."""
@@ -139,7 +155,8 @@ class _Writing:
         return token
 
     def _encoded(self, name: str, rows: list[Row], counts: SplitCounts) -> Iterator[Encoded]:
-        encoder = Encoder(
+        encoder = encoder_of(
+            self._config.objective,
             self._tokenizer,
             self.model_stops,
             self._config.data.system,
@@ -154,7 +171,9 @@ class _Writing:
 
     def _fit(self, one: Encoded, name: str, counts: SplitCounts) -> Encoded | None:
         """Apply ``on_too_long``. Held-out rows are never cut: half an answer is no reference."""
-        limit, length = self._config.max_length, len(one.ids)
+        if self._config.objective == "grpo":
+            return self._fit_question(one, counts)
+        limit, length = self._config.max_length, one.longest
         if length > limit:
             if self._config.data.on_too_long != "truncate" or name == "heldout":
                 counts.too_long += 1
@@ -163,19 +182,33 @@ class _Writing:
                 )
                 return None
             one = one.cut(limit)
-        if not one.trained.any():
+        if not one.learns:
             counts.without_trained += 1
             counts.example(
                 "without a trained token",
-                f"{one.row.where}: none of the first {len(one.ids)} of {length} tokens is trained",
+                f"{one.row.where}: none of the first {one.longest} of {length} tokens is trained",
             )
             return None
-        if len(one.ids) < length:
+        if one.longest < length:
             counts.truncated += 1
             counts.example(
                 "truncated", f"{one.row.where}: {length} tokens, model.max_length is {limit}"
             )
         return one
+
+    def _fit_question(self, one: Encoded, counts: SplitCounts) -> Encoded | None:
+        """Keep a question that leaves room for an answer: half a question is none, so none is cut."""
+        limit, answer = self._config.max_length, self._config.answer_tokens
+        length = len(one.beside.ids) if one.beside else len(one.ids)
+        if length + answer <= limit:
+            return one.cut(limit)  # a reference may be longer than what training would write
+        counts.too_long += 1
+        counts.example(
+            "too long",
+            f"{one.row.where}: a question of {length} tokens and an answer of up to {answer}, "
+            f"model.max_length is {limit}",
+        )
+        return None
 
     def _count(self, one: Encoded, counts: SplitCounts) -> None:
         times = one.row.copies

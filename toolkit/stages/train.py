@@ -1,4 +1,4 @@
-"""``train``: supervised fine-tuning."""
+"""``train``: supervised fine-tuning, or another objective."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ class TrainConfig(Section):
     train: TrainSection
     max_length: int
     seed: int
+    digests: dict[str, str] = {}
+    """sha256 of the files that hold rewards, by the path the recipe gives."""
 
 
 class Train:
@@ -46,9 +48,9 @@ class Train:
             StepFailedError: The loss is not finite, the adapter does nothing, or SIGTERM came.
         """
         from toolkit.train.model import numerics_for, use_cores
+        from toolkit.train.objectives import OBJECTIVES
         from toolkit.train.parallel.ranks import Ranks
         from toolkit.train.probe import probe
-        from toolkit.train.sft import fine_tune
 
         use_cores()
         with Ranks.here(ctx.device) as ranks:
@@ -57,7 +59,7 @@ class Train:
             numerics = numerics_for(config.train, ctx.device)
             if ctx.probe:
                 return probe(config, numerics, ranks, ctx)
-            outcome = fine_tune(
+            outcome = OBJECTIVES[config.train.objective](
                 config.train, config.max_length, config.seed, numerics, ranks=ranks, ctx=ctx
             )
             full = config.train.method == "full"
@@ -76,7 +78,7 @@ def _effect(engine: Engine, ctx: StageContext) -> float:
     from toolkit.train.effect import adapter_effect
 
     store = TokenStore(ctx.inputs["dataset"].path / "tokens" / "train")
-    row = store[rows_with_targets(store)[0]]
+    row = store[(rows_with_targets(store) or [0])[0]]
     return adapter_effect(engine, row, start.found(ctx.state))
 
 
@@ -111,7 +113,8 @@ def _beside_the_weights(config: TrainConfig, outcome: Outcome, ctx: StageContext
     copy_companions(ctx.inputs["model"].path, ctx.output)
     position = outcome.position
     title = f"{config.train.method} · {position.step} steps · {position.rows.seen} rows"
-    curves.draw(ctx.output / "metrics.jsonl", ctx.output / "loss.png", title)
+    image = ctx.output / "loss.png"
+    curves.draw(ctx.output / "metrics.jsonl", image, title, config.train.objective)
 
 
 def _metrics(outcome: Outcome, effect: float | None) -> dict[str, float]:
@@ -127,6 +130,7 @@ def _metrics(outcome: Outcome, effect: float | None) -> dict[str, float]:
         "steps": position.step,
         "rows_seen": position.rows.seen,
         "adapter_effect": effect,
+        **outcome.scores,
     }
     if torch.cuda.is_available():
         metrics["peak_gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
@@ -149,6 +153,7 @@ def _facts(
     base = ctx.inputs["model"]
     facts: dict[str, Any] = {
         "method": config.train.method,
+        "objective": config.train.objective,
         "base": base_id(base.path, base.facts),
         "base_fingerprint": base.fingerprint,
         "trained_on": numerics.trained_on,

@@ -13,6 +13,12 @@ METHODS = {
     "qlora": "QLoRA on an NF4 base with double quantization (arXiv:2305.14314)",
     "full": "all weights",
 }
+OBJECTIVES = {
+    "dpo": "DPO, better answers over worse ones (arXiv:2305.18290)",
+    "kto": "KTO, answers marked good or bad (arXiv:2402.01306)",
+    "orpo": "ORPO, better answers over worse ones (arXiv:2403.07691)",
+    "grpo": "GRPO, answers of its own rated by functions (arXiv:2402.03300)",
+}
 STARTS = {
     "pissa": "PiSSA (arXiv:2404.02948)",
     "loftq": "LoftQ in one round (arXiv:2310.08659)",
@@ -20,6 +26,9 @@ STARTS = {
 NUMBERS = {
     "final_loss": "training loss of the last step",
     "heldout_loss": "held-out loss",
+    "rewards_margins": "margin of the better answers in the last step",
+    "heldout_rewards_accuracies": "held-out pairs of which the better answer is preferred",
+    "reward": "mean reward of the answers of the last step",
     "steps": "optimizer steps",
     "rows_seen": "rows seen",
     "trained_tokens": "trained tokens",
@@ -120,6 +129,7 @@ def _serving(title: str) -> str:
 def _training(facts: Mapping[str, Any]) -> dict[str, str]:
     rows = {
         "method": METHODS.get(str(facts.get("method")), str(facts.get("method"))),
+        "objective": OBJECTIVES.get(str(facts.get("objective"))),
         "base": facts.get("base"),
         "base fingerprint": facts.get("base_fingerprint"),
         "base as trained on": facts.get("trained_on"),

@@ -22,16 +22,27 @@ def smoothed(values: list[float], window: int) -> list[float]:
     ]
 
 
-def draw(metrics: Path, image: Path, title: str) -> None:
-    """Draw loss, held-out loss and learning rate from ``metrics`` into ``image``."""
+SHOWN = {
+    "sft": ("loss", "loss per trained token (nats)"),
+    "dpo": ("loss", "loss per pair"),
+    "orpo": ("loss", "loss per pair"),
+    "kto": ("loss", "loss per answer"),
+    "grpo": ("reward", "mean reward of the answers"),
+}
+"""What is drawn for each objective, and how the axis is named."""
+
+
+def draw(metrics: Path, image: Path, title: str, objective: str = "sft") -> None:
+    """Draw loss (or reward), its held-out value and learning rate from ``metrics`` into ``image``."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
-    steps, losses = read_curve(metrics, "loss")
-    heldout_steps, heldout = read_curve(metrics, "heldout_loss")
+    key, label = SHOWN[objective]
+    steps, losses = read_curve(metrics, key)
+    heldout_steps, heldout = read_curve(metrics, f"heldout_{key}")
     figure, (above, below) = plt.subplots(
         2, 1, figsize=(9, 6), sharex=True, height_ratios=(3, 1), layout="constrained"
     )
@@ -56,8 +67,9 @@ def draw(metrics: Path, image: Path, title: str) -> None:
             label="held-out",
         )
     above.set_title(title, loc="left", fontsize=12, fontweight="bold")
-    above.set_ylabel("loss per trained token (nats)")
-    above.set_ylim(bottom=0)
+    above.set_ylabel(label)
+    if key == "loss":
+        above.set_ylim(bottom=0)
     above.legend(frameon=False)
     below.plot(*read_curve(metrics, "learning_rate"), color="#54a24b", linewidth=1.5)
     below.set_ylabel("learning rate")

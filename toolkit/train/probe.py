@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from toolkit.errors import PreflightError
 from toolkit.forecast import training
 from toolkit.stages import StageContext, StageResult
 from toolkit.train import expected, sft
@@ -25,8 +26,13 @@ def probe(given: TrainConfig, numerics: Numerics, ranks: Ranks, ctx: StageContex
 
     Raises:
         StepFailedError: Out of memory; says what took it.
-        PreflightError: The forecast already says that it cannot fit.
+        PreflightError: The forecast already says that it cannot fit, or the objective is not SFT.
     """
+    if given.train.objective != "sft":
+        raise PreflightError(
+            f"--probe measures supervised training, and train.objective is {given.train.objective!r}",
+            "run it with train.max_steps: 2 instead",
+        )
     config, seed = given.train, given.seed
     times = config.gradient_accumulation * ranks.count
     dataset = ctx.inputs["dataset"].path

@@ -6,7 +6,8 @@ import math
 import random
 import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -37,6 +38,8 @@ class Outcome:
     position: Position
     final_loss: float
     heldout_loss: float | None
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """Numbers that other objectives than SFT are judged by: margins, rewards."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,65 @@
+"""What TRL logs, by our names: metrics, the progress line, and what SIGTERM asks for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from toolkit.train.interrupt import StopOnTerm
+
+if TYPE_CHECKING:
+    from toolkit.train.trainer import Run
+
+UNTOLD = ("num_tokens", "step_time", "total_flos", "runtime", "per_second", "profiling")
+"""Parts of the names of numbers that TRL logs and we do not: ours say the same, or nobody asks."""
+
+
+def plain_names(logs: Mapping[str, Any]) -> dict[str, float]:
+    """Numbers that TRL logs by our names: ``eval_rewards/margins`` is ``heldout_rewards_margins``."""
+    found = {}
+    for name, value in logs.items():
+        if not isinstance(value, int | float) or any(part in name for part in UNTOLD):
+            continue
+        ours = name.replace("eval_", "heldout_", 1) if name.startswith("eval_") else name
+        found[ours.replace("/", "_")] = float(value)
+    return found
+
+
+def reporter(run: Run, stop: StopOnTerm) -> Any:
+    """The callback that writes metrics, moves the progress line and obeys SIGTERM."""
+    from transformers import TrainerCallback
+
+    class Reporter(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.started, self.tokens = time.perf_counter(), run.position.tokens
+
+        def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
+            position, total = run.position, state.max_steps
+            self.seconds = time.perf_counter() - self.started
+            position.step = state.global_step
+            position.seconds += self.seconds
+            last = position.step >= total
+            control.should_log |= last
+            control.should_save = not last and (control.should_save or stop.requested)
+            control.should_training_stop |= stop.requested
+            left = position.seconds / position.step * (total - position.step)
+            shown = {k: f"{run.last[k]:.4f}" for k in ("loss", "reward") if k in run.last}
+            run.ctx.progress(position.step, total, "steps", **shown, eta_s=round(left))
+
+        def on_log(self, _args: Any, state: Any, _control: Any, logs: Any = None, **_: Any) -> None:
+            if "train_runtime" in logs:  # the summary at the end
+                return
+            found = plain_names(logs)
+            if any(name.startswith("heldout_") for name in found):
+                run.heldout = {k: v for k, v in found.items() if k.startswith("heldout_")}
+                run.ctx.log(state.global_step, **run.heldout)
+                return
+            run.last = found
+            speed = (run.position.tokens - self.tokens) / self.seconds
+            run.ctx.log(state.global_step, **found, tokens_per_second=speed)
+
+        def on_save(self, _args: Any, state: Any, *_: Any, **__: Any) -> None:
+            run.mark(run.folder / f"checkpoint-{state.global_step}")
+
+    return Reporter()

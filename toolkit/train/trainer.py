@@ -1,0 +1,325 @@
+"""TRL's trainers in our world: our model, rows, optimizer, schedule, metrics, checkpoints, signals.
+
+TRL does the loop and the loss; ``wired.py`` changes what must be ours, ``reporting.py`` tells what
+happens. What an objective adds stands in ``dpo.py``, ``kto.py``, ``orpo.py`` and ``grpo.py``.
+``docs/adr/0018-trl-behind-our-seams.md`` says what is ours and why.
+
+A checkpoint is one of the Trainer's, and complete once it holds :data:`MARK`::
+
+    trl/checkpoint-50/
+    ├── ...            weights, optimizer, schedule, generators, as the Trainer writes them
+    ├── metrics.jsonl  what was logged so far
+    └── toolkit.json   position and ledger
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import ArtifactError, DataError, PreflightError, StepFailedError
+from toolkit.recipe.train import TrainSection
+from toolkit.stages import StageContext
+from toolkit.train import checkpoint
+from toolkit.train.answers import Example
+from toolkit.train.checkpoint import KEPT, Position
+from toolkit.train.interrupt import StopOnTerm
+from toolkit.train.model import Numerics, build_model, load_base, trainable
+from toolkit.train.order import RowLedger
+from toolkit.train.parallel.engine import Engine
+from toolkit.train.parallel.ranks import Ranks
+from toolkit.train.reporting import reporter
+from toolkit.train.sft import Outcome, seed_everything
+from toolkit.train.start import start_file
+
+MARK = "toolkit.json"
+TOLD_LAST = (
+    *("rewards_margins", "rewards_accuracies", "rewards_chosen", "rewards_rejected"),
+    *("reward", "reward_std", "kl", "completions_mean_length"),
+)
+"""Of the numbers of the last step, those that the run as a whole is judged by."""
+
+
+@dataclass
+class Run:
+    """One run: what every objective needs to build its trainer, and what becomes of it."""
+
+    config: TrainSection
+    max_length: int
+    seed: int
+    numerics: Numerics
+    ranks: Ranks
+    ctx: StageContext
+    model: Any
+    tokenizer: Any
+    position: Position = field(default_factory=Position)
+    last: dict[str, float] = field(default_factory=dict)
+    """Numbers of the newest step."""
+    heldout: dict[str, float] = field(default_factory=dict)
+    began: Any = True
+    """How the adapter's weights began, as its config says it."""
+
+    @classmethod
+    def start(
+        cls,
+        config: TrainSection,
+        max_length: int,
+        seed: int,
+        numerics: Numerics,
+        *,
+        ranks: Ranks,
+        ctx: StageContext,
+    ) -> Run:
+        """Load model and tokenizer.
+
+        Raises:
+            PreflightError: A target of the adapter is not in the model, or there are several ranks.
+        """
+        from toolkit.data.encode import load_tokenizer
+
+        if ranks.count > 1:
+            raise PreflightError(
+                f"train.objective is {config.objective!r}, which trains in one process, not in "
+                f"{ranks.count}",
+                "set processes: 1 and nodes: 1 in the profile, or train.objective: sft",
+            )
+        base = ctx.inputs["model"]
+        seed_everything(seed)
+        ctx.note(f"loading the base model ({numerics.trained_on})")
+        model = build_model(
+            base.path,
+            config,
+            _plain(config, numerics),
+            ctx.device,
+            base.facts,
+            start=start_file(ctx.state, resume=ctx.resume),
+        )
+        tokenizer = load_tokenizer(base.path, trust_remote_code=base.trusts_code)
+        run = cls(config, max_length, seed, numerics, ranks, ctx, model, tokenizer)
+        if adapter := getattr(model, "peft_config", {}).get("default"):
+            # TRL copies the adapter by its config: one that begins with PiSSA would take its share
+            # out of the base a second time
+            run.began, adapter.init_lora_weights = adapter.init_lora_weights, True
+        return run
+
+    @property
+    def folder(self) -> Path:
+        """Where the Trainer keeps its checkpoints."""
+        return self.ctx.state / "trl"
+
+    @property
+    def pad_id(self) -> int:
+        """A token for padding, which is masked everywhere: the tokenizer's own, or 0."""
+        found = self.tokenizer.pad_token_id
+        return 0 if found is None else int(found)
+
+    def reference(self) -> Any:
+        """The base again, where no adapter can be switched off to get it; else None."""
+        if self.config.method != "full":
+            return None
+        base = self.ctx.inputs["model"]
+        plain = _plain(self.config, self.numerics)
+        return load_base(base.path, plain, self.ctx.device, trust_remote_code=base.trusts_code)
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments that all TRL configs share; its defaults assume a GPU with bf16 and a network."""
+        config, cpu = self.config, self.ctx.device == "cpu"
+        recompute = config.gradient_checkpointing
+        return {
+            "output_dir": str(self.folder),
+            "per_device_train_batch_size": config.batch_size,
+            "per_device_eval_batch_size": config.batch_size,
+            "gradient_accumulation_steps": config.gradient_accumulation,
+            "num_train_epochs": config.epochs,
+            "max_steps": config.max_steps or -1,
+            "learning_rate": config.learning_rate,
+            "max_grad_norm": config.max_grad_norm,
+            "seed": self.seed % 2**32,
+            "use_cpu": cpu,
+            # adapters are float32 on a base that is already bf16: autocast is for float32 weights
+            "bf16": config.method == "full" and self.numerics.precision == "bf16",
+            "gradient_checkpointing": not cpu if recompute == "auto" else recompute,
+            "gradient_checkpointing_kwargs": {"use_reentrant": False},
+            "logging_steps": config.log_every,
+            "logging_nan_inf_filter": False,
+            "save_strategy": "steps" if config.checkpoint_every else "no",
+            "save_steps": config.checkpoint_every or 1,
+            "save_total_limit": KEPT,
+            "eval_strategy": "steps" if config.evaluate_every else "no",
+            "eval_steps": config.evaluate_every,
+            "prediction_loss_only": True,
+            "remove_unused_columns": False,
+            "dataloader_pin_memory": not cpu,
+            "report_to": "none",
+            "disable_tqdm": True,
+        }
+
+    def table(self, examples: Sequence[Example]) -> Any:
+        """A dataset of row numbers: the collator reads the rows."""
+        from datasets import Dataset
+
+        return Dataset.from_list(list(examples))
+
+    def scored(self, examples: Sequence[Example]) -> Any:
+        """The held-out rows that ``evaluate_rows`` chooses, as a dataset; None where there are none."""
+        import numpy as np
+
+        order = np.random.default_rng((self.seed, 1)).permutation(len(examples))
+        chosen = sorted(order[: self.config.evaluate_rows].tolist())
+        return self.table([examples[i] for i in chosen]) if chosen else None
+
+    def train(self, trainer: Any) -> Outcome:
+        """Train from the newest checkpoint, or from the start, to the last step.
+
+        Raises:
+            StepFailedError: The loss is not finite, or SIGTERM came; a checkpoint is kept.
+            ArtifactError: A checkpoint cannot be used.
+        """
+        from transformers import PrinterCallback
+
+        trainer.args._n_gpu = 1  # nn.DataParallel would take every GPU in sight
+        _keep_float32(self.model)
+        _base_as_reference(self.model)
+        found = self._restore()
+        with StopOnTerm() as stop:
+            trainer.run = self
+            trainer.remove_callback(PrinterCallback)
+            trainer.add_callback(reporter(self, stop))
+            try:
+                trainer.train(resume_from_checkpoint=str(found) if found else None)
+            except (ValueError, RuntimeError, KeyError) as error:
+                if found is None or self.position.step > _step_of(found):
+                    raise
+                raise ArtifactError(
+                    f"checkpoint {found} cannot be used: {error}",
+                    f"remove it to go on from an older one, or {self.folder} to start anew",
+                ) from error
+            total = trainer.state.max_steps
+            if stop.requested and self.position.step < total:
+                raise StepFailedError(
+                    "training was asked to stop (SIGTERM), after step "
+                    f"{self.position.step} of {total}",
+                    "a checkpoint is kept: run the same command again and it goes on from there",
+                )
+        if trainer.eval_dataset is not None and not self._evaluated_last():
+            trainer.evaluate()
+        return self._outcome()
+
+    def _evaluated_last(self) -> bool:
+        return bool(self.heldout) and self.config.evaluate_every is not None
+
+    def _outcome(self) -> Outcome:
+        adapters = getattr(self.model, "peft_config", {})
+        if "ref" in adapters:
+            self.model.delete_adapter("ref")
+        if "default" in adapters:
+            adapters["default"].init_lora_weights = self.began
+        scores = {name: self.last[name] for name in TOLD_LAST if name in self.last}
+        scores |= {k: v for k, v in self.heldout.items() if k.partition("_")[2] in TOLD_LAST}
+        self.position.micro_batches = self.config.gradient_accumulation
+        return Outcome(
+            Engine(self.model, self.config, self.numerics, self.ranks),
+            self.position,
+            self.last.get("loss", math.nan),
+            self.heldout.get("heldout_loss"),
+            scores,
+        )
+
+    def _restore(self) -> Path | None:
+        if not self.ctx.resume:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        found = newest(self.folder)
+        for other in self.folder.glob("checkpoint-*"):
+            if not (other / MARK).exists():
+                shutil.rmtree(other)  # cut off while it was written
+        if found is None:
+            return None
+        stored = json.loads((found / MARK).read_text())
+        self.position = Position(**(stored | {"rows": RowLedger(**stored["rows"])}))
+        checkpoint.restore_log(found, self.ctx)
+        seen = f"{self.position.rows.seen} rows seen"
+        self.ctx.note(f"going on after step {self.position.step}, {seen}")
+        return found
+
+    def mark(self, folder: Path) -> None:
+        """Complete a checkpoint: position and log beside what the Trainer wrote."""
+        log = self.ctx.output / "metrics.jsonl"
+        if log.exists():
+            shutil.copyfile(log, folder / log.name)
+        part = folder / f"{MARK}.part"
+        part.write_text(json.dumps(asdict(self.position)))
+        part.rename(folder / MARK)
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest complete checkpoint, if there is one."""
+    return max(
+        (mark.parent for mark in folder.glob(f"checkpoint-*/{MARK}")), key=_step_of, default=None
+    )
+
+
+def insist_on_rows(examples: Sequence[Example], what: str) -> None:
+    """Refuse to train on nothing.
+
+    Raises:
+        DataError: There are no rows.
+    """
+    if not examples:
+        raise DataError(
+            f"the training rows have no {what}: nothing to learn from",
+            "look at the ledger of the data step",
+        )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress bars and hints of the libraries below: ours say it."""
+    import datasets
+    from transformers.utils import logging
+
+    shown, level = datasets.is_progress_bar_enabled(), logging.get_verbosity()
+    datasets.disable_progress_bars()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])
+
+
+def _plain(config: TrainSection, numerics: Numerics) -> Numerics:
+    """With all weights trained, the Trainer's own autocast computes in bf16, not ours."""
+    return numerics._replace(precision="fp32") if config.method == "full" else numerics
+
+
+def _keep_float32(model: Any) -> None:
+    """Undo what TRL does to adapters on a 4-bit base: in bf16 small updates vanish."""
+    import torch
+
+    if getattr(model, "is_loaded_in_4bit", False):
+        for _, weight in trainable(model):
+            weight.data = weight.data.to(torch.float32)
+
+
+def _base_as_reference(model: Any) -> None:
+    """Drop TRL's copy of a new adapter: one that does nothing yet is the base without adapters.
+
+    An adapter that does something from the start (PiSSA) keeps its copy: the base without it is
+    another model.
+    """
+    if "ref" not in getattr(model, "peft_config", {}):
+        return
+    products = [w for name, w in model.named_parameters() if "lora_B.ref" in name]
+    if products and not any(bool(weight.any()) for weight in products):
+        model.delete_adapter("ref")

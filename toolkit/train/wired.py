@@ -1,0 +1,104 @@
+"""What is put in front of TRL's trainers: the parts of them that must be ours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from toolkit.errors import StepFailedError
+from toolkit.train.checkpoint import Position
+from toolkit.train.optimizer import build_optimizer
+from toolkit.train.schedule import factor, warmup_steps
+
+if TYPE_CHECKING:
+    from toolkit.train.trainer import Run
+
+
+class Wired:
+    """Stands before a TRL trainer in the order of its bases, and changes what must be ours."""
+
+    run: Run
+    model: Any
+    optimizer: Any
+    lr_scheduler: Any
+    state: Any
+
+    def _send_telemetry(self) -> None:
+        """Nothing: training talks to nobody."""
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Nothing: export writes a card with content."""
+
+    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        """The dataset as it is: the data step rendered and tokenized it."""
+        return dataset
+
+    def tokenize_row(self, *_: Any, **__: Any) -> dict[str, Any]:
+        """No columns more, for the same reason (ORPO)."""
+        return {}
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Weights of a checkpoint; of an adapter without a look at the base on the Hub."""
+        if not hasattr(self.model, "peft_config"):
+            super()._save(output_dir, state_dict)  # type: ignore[misc]
+            return
+        self.model.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)
+
+    def create_optimizer(self, *_: Any) -> Any:
+        """The optimizer of ``optimizer.py``."""
+        if self.optimizer is None:
+            self.optimizer = build_optimizer(self.model, self.run.config)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The schedule of ``schedule.py``."""
+        from torch.optim.lr_scheduler import LambdaLR
+
+        config = self.run.config
+        warmup = warmup_steps(num_training_steps, config.warmup)
+        self.lr_scheduler = LambdaLR(
+            optimizer or self.optimizer,
+            lambda step: factor(
+                min(step, num_training_steps), num_training_steps, warmup, config.schedule
+            ),
+        )
+        return self.lr_scheduler
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The trainer's loss, with the rows counted and nothing but numbers let through.
+
+        Raises:
+            StepFailedError: The loss is not finite.
+        """
+        rows = inputs.pop("rows", None)
+        found = super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
+        loss = float((found[0] if isinstance(found, tuple) else found).detach())
+        if not math.isfinite(loss):
+            _not_finite(loss, self.state.global_step, rows)
+        if rows is not None and self.model.training:
+            _count(self.run.position, inputs, rows.tolist())
+        return found
+
+
+def _count(position: Position, inputs: Mapping[str, Any], rows: list[int]) -> None:
+    position.rows.add(rows)
+    for name, mask in inputs.items():
+        if name in ("attention_mask", "chosen_attention_mask", "rejected_attention_mask"):
+            position.tokens += int(mask.sum())
+        elif name == "completion_mask":
+            position.trained_tokens += int(mask.sum())
+        elif name in ("chosen_labels", "rejected_labels"):
+            position.trained_tokens += int((mask >= 0).sum())
+
+
+def _not_finite(value: float, done: int, rows: Any) -> None:
+    named = (
+        ""
+        if rows is None
+        else f", in rows {', '.join(map(str, rows.tolist()[:20]))} of train.jsonl"
+    )
+    raise StepFailedError(
+        f"the loss is {value} at step {done + 1}{named}",
+        "lower train.learning_rate, look at those rows, or set train.precision: fp32",
+    )
