@@ -7,6 +7,7 @@ and that of the module that calls them, is replaced by a subclass with another `
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -78,7 +79,13 @@ def _alone(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 def take_over(layer: Any, group: Group) -> None:
     """Let ``layer``, a PEFT linear layer, compute by ``group``, which has it as its only member."""
     layer.speed_group = group
-    layer.__class__ = type("SpeedLinear", (type(layer),), {"forward": _alone})
+    layer.__class__ = _alone_class(type(layer))
+
+
+@cache
+def _alone_class(plain: type) -> type:
+    """One class for all layers: compiled code is shared by modules of the same class."""
+    return type("Speed" + plain.__name__, (plain,), {"forward": _alone})
 
 
 def share_input(parent: Any, names: Sequence[str], group: Group) -> None:
@@ -87,8 +94,12 @@ def share_input(parent: Any, names: Sequence[str], group: Group) -> None:
     The model's own code then runs on a view of the module in which these layers are already done. A
     layer that is nevertheless asked for something else computes that.
     """
-    plain = type(parent)
+    parent.speed_group = group
+    parent.__class__ = _sharing_class(type(parent), tuple(names))
 
+
+@cache
+def _sharing_class(plain: type, names: tuple[str, ...]) -> type:
     def forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         results = self.speed_group(hidden_states)
         given = {
@@ -97,5 +108,4 @@ def share_input(parent: Any, names: Sequence[str], group: Group) -> None:
         }
         return plain.forward(_View(self, given), hidden_states, *args, **kwargs)
 
-    parent.speed_group = group
-    parent.__class__ = type("Speed" + plain.__name__, (plain,), {"forward": forward})
+    return type("Speed" + plain.__name__, (plain,), {"forward": forward})
