@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -245,32 +246,54 @@ def build(layers: int, tiny: bool, kind: str):
     return model
 
 
-def end_to_end(book: Book, case: dict, tiny: bool, layers: int) -> None:
-    from toolkit.train.speed.apply import accelerate
-    from toolkit.train.speed.loss import PIECE, HeadLoss
+def end_to_end(book: Book, case: dict, tiny: bool, layers: int, eager: bool) -> None:
+    import numpy as np
+
+    from toolkit.train.speed.apply import Speed
+    from toolkit.train.speed.choose import Choice
 
     name = case["name"]
     began = time.monotonic()
     device = "cpu" if tiny else "cuda"
     row: dict[str, object] = {"part": "e2e", "name": name}
+    if not tiny:
+        total = torch.cuda.mem_get_info()[1]
+        limit = min(case.get("limit", 79.0) * 2**30 / total, 1.0)
+        torch.cuda.set_per_process_memory_fraction(limit if case["kind"] != "fp8" else 1.0)
     model = build(layers, tiny, case["kind"])
-    keep = case["keep"] if isinstance(case["keep"], list) else [case["keep"]] * layers
-    keep = (keep * layers)[:layers] if len(keep) < layers else keep[:layers]
     torch._dynamo.reset()
-    options = {"backend": "aot_eager"} if tiny else {}
-    accelerate(model, case["kind"], keep, two_copies=case.get("two", True), merge=case.get("merge", True), fullgraph=True, dynamic=False, **options)
+    if tiny and eager:
+        plain_compile = torch.compile
+        torch.compile = lambda f, **k: plain_compile(f, backend="aot_eager", **k)
+    section = SimpleNamespace(gradient_checkpointing=case.get("recompute", "auto"))
+    speed = Speed(model, section, Choice(True, True, ""), case["kind"])
+    gc.collect()
+    if not tiny:
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(limit)
+        torch.cuda.reset_peak_memory_stats()
     batch, length = case["batch"], 64 if tiny else case.get("length", 4096)
-    ids = torch.randint(0, 512 if tiny else V, (batch, length), device=device)
+    if "keep" in case:
+        speed._keep = lambda _tokens: [case["keep"]] * layers
+    ids = np.random.default_rng(0).integers(0, 512 if tiny else V, (batch, length))
+    if case.get("packed"):
+        cuts = np.random.default_rng(1).lognormal(np.log(600) - 0.32, 0.8, 4096).astype(int).clip(16, length)
+        bounds = [0, *[c for c in np.cumsum(cuts if not tiny else cuts // 60 + 4) if c < batch * length]]
+        flat = np.arange(batch * length)
+        starts = np.zeros(batch * length, int)
+        starts[bounds] = bounds
+        starts[np.arange(batch) * length] = np.arange(batch) * length
+        positions = (flat - np.maximum.accumulate(starts)).reshape(batch, length)
+    else:
+        positions = np.tile(np.arange(length), (batch, 1))
+    sources = (np.arange(batch)[:, None] * length + np.arange(length - 1)).ravel()
+    group = SimpleNamespace(ids=ids, positions=positions, sources=sources, targets=ids[:, 1:].ravel())
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=not tiny)
-    head = model.get_output_embeddings().weight
-    decoder = model.get_base_model().model
     row["build_s"] = round(time.monotonic() - began, 1)
 
     def step() -> float:
-        hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state
-        hidden = hidden[:, :-1].reshape(-1, hidden.shape[-1])
-        loss = HeadLoss.apply(hidden, head, ids[:, 1:].reshape(-1), case.get("piece", PIECE)) / (batch * (length - 1))
+        loss = speed.summed_loss(group) / len(sources)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -283,20 +306,24 @@ def end_to_end(book: Book, case: dict, tiny: bool, layers: int) -> None:
     for _ in range(2):
         losses.append(float(step()))
     if not tiny:
-        torch.cuda.reset_peak_memory_stats()
         torch.cuda.synchronize()
     started = time.perf_counter()
-    for _ in range(case.get("steps", 5)):
+    steps = case.get("steps", 5)
+    for _ in range(steps):
         last = step()
     losses.append(float(last))
-    seconds = (time.perf_counter() - started) / case.get("steps", 5)
+    seconds = (time.perf_counter() - started) / steps
+    keeps = {k: speed.keep.count(k) for k in dict.fromkeys(speed.keep)}
     row.update(tok_s=round(batch * length / seconds, 1), step_ms=round(seconds * 1e3, 2), losses=[round(x, 4) for x in losses],
-        graphs=torch._dynamo.utils.counters["stats"].get("unique_graphs"))
+        keep=keeps, copies=len(speed.groups[0].frozen), gave_up=speed.gave_up,
+        graphs=torch._dynamo.utils.counters["stats"].get("unique_graphs"), breaks=dict(torch._dynamo.utils.counters["graph_break"]))
     if not tiny:
         row.update(peak_gb=round(torch.cuda.max_memory_allocated() / 1e9, 2), reserved_gb=round(torch.cuda.max_memory_reserved() / 1e9, 2))
     book.add(**row)
     if case.get("profile"):
         profile(book, name, step, batch * length)
+    if tiny and eager:
+        torch.compile = plain_compile
 
 
 def profile(book: Book, name: str, step, tokens: int) -> None:
@@ -324,18 +351,15 @@ def profile(book: Book, name: str, step, tokens: int) -> None:
 
 
 CASES = [
-    dict(name="bf16 b3 products", kind="bf16", batch=3, keep="products", profile=True),
-    dict(name="fp8 b3 products", kind="fp8", batch=3, keep="products", profile=True),
-    dict(name="bf16 b1 but_mlp", kind="bf16", batch=1, keep="but_mlp"),
-    dict(name="fp8 b1 one copy products", kind="fp8", batch=1, keep="products", two=False),
-    dict(name="bf16 b5 products", kind="bf16", batch=5, keep="products"),
-    dict(name="fp8 b5 products", kind="fp8", batch=5, keep="products"),
-    dict(name="fp8 b3 everything", kind="fp8", batch=3, keep="everything"),
-    dict(name="bf16 b3 unmerged", kind="bf16", batch=3, keep="products", merge=False),
-    dict(name="nf4 b3 products", kind="nf4", batch=3, keep="products"),
-    dict(name="bf16 b1 attention", kind="bf16", batch=1, keep="attention"),
-    dict(name="nf4 b1 2048 nothing", kind="nf4", batch=1, length=2048, keep="nothing"),
-    dict(name="bf16 b3 nothing", kind="bf16", batch=3, keep="nothing"),
+    dict(name="bf16 b3", kind="bf16", batch=3, profile=True),
+    dict(name="fp8 b3", kind="fp8", batch=3, profile=True),
+    dict(name="bf16 b1 24", kind="bf16", batch=1, limit=23.25),
+    dict(name="fp8 b1 24", kind="fp8", batch=1, limit=23.25),
+    dict(name="nf4 b3", kind="nf4", batch=3),
+    dict(name="nf4 b1 2048 10", kind="nf4", batch=1, length=2048, limit=8.75),
+    dict(name="bf16 b3 packed", kind="bf16", batch=3, packed=True),
+    dict(name="fp8 b5", kind="fp8", batch=5),
+    dict(name="bf16 b4", kind="bf16", batch=4),
 ]
 
 
@@ -347,6 +371,7 @@ def main() -> None:
     parser.add_argument("--match", default="")
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--eager", action="store_true")
     options = parser.parse_args()
     book = Book(options.out, options.budget)
     book.add(part="about", torch=torch.__version__, device=None if options.tiny else torch.cuda.get_device_name())
@@ -359,7 +384,7 @@ def main() -> None:
             if options.match not in case["name"] or book.left() < 22:
                 continue
             try:
-                end_to_end(book, case, options.tiny, options.layers)
+                end_to_end(book, case, options.tiny, options.layers, options.eager)
             except Exception as error:  # noqa: BLE001 - a probe reports and goes on
                 book.add(part="e2e", name=case["name"], error=f"{type(error).__name__}: {error}"[:600])
                 traceback.print_exc(limit=-6)

@@ -55,8 +55,12 @@ class TrainSection(Section):
     """Put several rows into one sequence of `model.max_length` tokens; none attends to another."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """`auto` is bf16 on a GPU that has it and fp32 elsewhere."""
+    base_precision: Literal["auto", "fp8"] = "auto"
+    """The frozen base with `method: lora`: `auto` as `precision` says, `fp8` rounded as a served FP8 base is (one scale per output channel, activations one per token), so that the served base is the trained one."""
+    speed: Literal["auto", "plain"] = "auto"
+    """`auto` compiles layers with the adapter inside and fuses the loss where device and architecture are known to it; `plain` is Transformers and PEFT as they are."""
     gradient_checkpointing: Literal["auto"] | bool = "auto"
-    """Recompute activations in the backward pass; `auto` does on a GPU and not on a CPU."""
+    """Compute activations again in the backward pass. `auto`: the fast path as much as memory asks for; else all on a GPU, none on a CPU."""
     log_every: Count = 1
     """Steps between two logged losses."""
     evaluate_every: Count | None = None

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from toolkit.train.speed.ops import LIBRARY
+
 Tensor = torch.Tensor
 NAME = "toolkit_packed"
 
@@ -64,27 +66,25 @@ def row_bounds(positions: NDArray[np.int64]) -> tuple[NDArray[np.int32], int]:
     return padded, longest
 
 
-_LIBRARY = torch.library.Library("toolkit_speed", "FRAGMENT")
-_LIBRARY.define(
+LIBRARY.define(
     "packed_attention(Tensor q, Tensor k, Tensor v, Tensor bounds, SymInt longest, float scale)"
-    " -> (Tensor, Tensor, Tensor, Tensor)"
+    " -> (Tensor, Tensor)"
 )
-_LIBRARY.define(
+LIBRARY.define(
     "packed_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
-    " Tensor bounds, SymInt longest, float scale, Tensor seed, Tensor offset)"
-    " -> (Tensor, Tensor, Tensor)"
+    " Tensor bounds, SymInt longest, float scale) -> (Tensor, Tensor, Tensor)"
 )
 
 
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, longest: int, scale: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     if not q.is_cuda:
-        return (*_plain(q, k, v, bounds, scale), *(torch.zeros(0) for _ in range(2)))
-    out, lse, seed, offset, _ = torch.ops.aten._flash_attention_forward(
+        return _plain(q, k, v, bounds, scale)
+    out, lse, *_ = torch.ops.aten._flash_attention_forward(
         q, k, v, bounds, bounds, longest, longest, 0.0, True, False, scale=scale
     )
-    return out, lse, seed, offset
+    return out, lse
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -126,13 +126,12 @@ def _backward(
     bounds: Tensor,
     longest: int,
     scale: float,
-    seed: Tensor,
-    offset: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if not q.is_cuda:
         return _plain_backward(grad, q, k, v, bounds, scale)
+    no_dropout = torch.zeros(2, dtype=torch.uint64, device=q.device), torch.empty(0, device=q.device)
     dq, dk, dv = torch.ops.aten._flash_attention_backward(
-        grad, q, k, v, out, lse, bounds, bounds, longest, longest, 0.0, True, seed, offset,
+        grad, q, k, v, out, lse, bounds, bounds, longest, longest, 0.0, True, *no_dropout,
         scale=scale,
     )  # fmt: skip
     return dq, dk, dv
@@ -153,23 +152,22 @@ def _plain_backward(
 
 def _forward_shape(
     q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, longest: int, scale: float
-) -> tuple[Tensor, ...]:
-    lse = q.new_empty(q.shape[1], q.shape[0], dtype=torch.promote_types(q.dtype, torch.float32))
-    if not q.is_cuda:
-        nothing = q.new_empty(0, dtype=torch.float32)
-        return torch.empty_like(q), lse, nothing, nothing.clone()
-    return torch.empty_like(q), lse, q.new_empty(2, dtype=torch.uint64), q.new_empty(0, dtype=torch.uint64)  # fmt: skip
+) -> tuple[Tensor, Tensor]:
+    wide = torch.promote_types(q.dtype, torch.float32)
+    return torch.empty_like(q), q.new_empty(q.shape[1], q.shape[0], dtype=wide)
 
 
-def _backward_shape(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_rest: Any) -> tuple[Tensor, ...]:
+def _backward_shape(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
-_LIBRARY.impl("packed_attention", _forward, "CompositeExplicitAutograd")
-_LIBRARY.impl("packed_attention_backward", _backward, "CompositeExplicitAutograd")
-torch.library.register_fake("toolkit_speed::packed_attention", _forward_shape, lib=_LIBRARY)
+LIBRARY.impl("packed_attention", _forward, "CompositeExplicitAutograd")
+LIBRARY.impl("packed_attention_backward", _backward, "CompositeExplicitAutograd")
+torch.library.register_fake("toolkit_speed::packed_attention", _forward_shape, lib=LIBRARY)
 torch.library.register_fake(
-    "toolkit_speed::packed_attention_backward", _backward_shape, lib=_LIBRARY
+    "toolkit_speed::packed_attention_backward", _backward_shape, lib=LIBRARY
 )
 
 
@@ -178,19 +176,17 @@ class _Packed(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, longest: int, scale: float
     ) -> Tensor:
-        out, lse, seed, offset = torch.ops.toolkit_speed.packed_attention.default(
-            q, k, v, bounds, longest, scale
-        )
-        ctx.save_for_backward(q, k, v, out, lse, bounds, seed, offset)
+        out, lse = torch.ops.toolkit_speed.packed_attention.default(q, k, v, bounds, longest, scale)
+        ctx.save_for_backward(q, k, v, out, lse, bounds)
         ctx.settings = (longest, scale)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, lse, bounds, seed, offset = ctx.saved_tensors
+        q, k, v, out, lse, bounds = ctx.saved_tensors
         longest, scale = ctx.settings
         dq, dk, dv = torch.ops.toolkit_speed.packed_attention_backward.default(
-            grad, q, k, v, out, lse, bounds, longest, scale, seed, offset
+            grad, q, k, v, out, lse, bounds, longest, scale
         )
         return dq, dk, dv, None, None, None
 

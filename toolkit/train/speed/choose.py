@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from toolkit.recipe.train import TrainSection
+
+if TYPE_CHECKING:
+    from toolkit.recipe.train import TrainSection
 
 Keep = Literal["everything", "products", "but_mlp", "attention", "nothing"]
 """What a decoder layer keeps for its backward pass; see ``recompute.py``."""

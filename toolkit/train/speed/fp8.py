@@ -35,8 +35,9 @@ def product(x: Tensor, frozen: Sequence[Tensor], c: Tensor, d: Tensor, cost: int
 
 def gradient(dy: Tensor, frozen: Sequence[Tensor], c: Tensor, d: Tensor) -> Tensor:
     """``dy W + c d``."""
-    weight, weight_scale, *transposed = frozen
+    weight, weight_scale = frozen[0], frozen[1]
+    twice = len(frozen) > 2  # a transposed copy is there
     q, scale = quantize_rows(dy * weight_scale)
     one = torch.ones(weight.shape[1], device=dy.device)
-    stored = transposed[0] if transposed else weight
-    return scaled_add_product(q, scale, stored, one, c, d, not transposed, dy.dtype, 0)
+    stored = frozen[2] if twice else weight
+    return scaled_add_product(q, scale, stored, one, c, d, not twice, dy.dtype, 0)

@@ -36,6 +36,8 @@ class Group:
         """What each member gives for ``x`` [..., I]."""
         rows = x.reshape(-1, x.shape[-1])
         first = self.members[0]
+        if first.disable_adapters:
+            return self._split(base_product(self.kind, rows, self.frozen, *self._nothing(rows), 0), x)
         a = torch.cat([m.lora_A[ADAPTER].weight for m in self.members]).to(x.dtype)
         up = [m.lora_B[ADAPTER].weight for m in self.members]
         b = (up[0] if len(up) == 1 else torch.block_diag(*up)).to(x.dtype)
@@ -44,9 +46,16 @@ class Group:
         if first.training and isinstance(dropout, torch.nn.Dropout) and dropout.p > 0:
             dropped = dropout(rows)
         y = LoraProduct.apply(rows, dropped, a, b, self.scale, self.kind, self.cost, *self.frozen)
+        return self._split(y, x)
+
+    def _split(self, y: Tensor, x: Tensor) -> tuple[Tensor, ...]:
         if self.bias is not None:
             y = y + self.bias
         return y.view(*x.shape[:-1], y.shape[-1]).split(self.sizes, dim=-1)
+
+    def _nothing(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors of an adapter of rank 0."""
+        return rows.new_empty(len(rows), 0), rows.new_empty(0, sum(self.sizes))
 
 
 class _Given:
@@ -65,11 +74,13 @@ class _View:
     """A module with some of its children replaced, for the length of one call."""
 
     def __init__(self, module: Any, given: dict[str, _Given]) -> None:
-        self.__dict__.update(given)
-        self._module = module
+        self.speed_module = module
+        self.speed_given = given
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._module, name)
+        if name in self.speed_given:
+            return self.speed_given[name]
+        return getattr(self.speed_module, name)
 
 
 def _alone(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

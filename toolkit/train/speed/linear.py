@@ -72,4 +72,4 @@ class LoraProduct(torch.autograd.Function):
             dz = dh @ a
             dh, a = dh[:, :0], a[:0]
         dx = base_gradient(kind, dy, frozen, dh, a)
-        return dx, dz, da, db, None, None, None, *[None] * len(frozen)
+        return (dx, dz, da, db, None, None, None, *([None] * len(frozen)))

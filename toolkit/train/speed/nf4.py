@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
-from toolkit.train.speed.ops import _LIBRARY
+from toolkit.train.speed.ops import LIBRARY, add_thin
 
 Tensor = torch.Tensor
 BLOCK = 64
 
-_LIBRARY.define(
+LIBRARY.define(
     "nf4_add_product(Tensor a, Tensor packed, Tensor absmax, Tensor c, Tensor d,"
     " int outputs, bool turn, int cost) -> Tensor"
 )
@@ -37,7 +37,7 @@ def _nf4_add_product(
 ) -> Tensor:
     weight = unpack(packed, absmax, outputs, a.dtype)
     out = a @ (weight if turn else weight.t())
-    return out.addmm_(c, d) if c.shape[1] else out
+    return add_thin(out, c, d)
 
 
 def _nf4_add_product_shape(
@@ -53,8 +53,8 @@ def _nf4_add_product_shape(
     return a.new_empty(a.shape[0], packed.numel() * 2 // outputs if turn else outputs)
 
 
-_LIBRARY.impl("nf4_add_product", _nf4_add_product, "CompositeExplicitAutograd")
-torch.library.register_fake("toolkit_speed::nf4_add_product", _nf4_add_product_shape, lib=_LIBRARY)
+LIBRARY.impl("nf4_add_product", _nf4_add_product, "CompositeExplicitAutograd")
+torch.library.register_fake("toolkit_speed::nf4_add_product", _nf4_add_product_shape, lib=LIBRARY)
 _product = torch.ops.toolkit_speed.nf4_add_product.default
 
 

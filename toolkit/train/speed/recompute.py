@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.utils.checkpoint import (
@@ -18,7 +18,9 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-Keep = Literal["everything", "products", "but_mlp", "attention", "nothing"]
+from toolkit.train.speed import attention as _attention  # noqa: F401 - defines an operator
+from toolkit.train.speed import nf4 as _nf4  # noqa: F401 - defines an operator
+from toolkit.train.speed.choose import Keep
 
 COST = {"mlp": 1, "projection": 2}
 """``cost`` of a product: what is dropped first has the lowest."""
@@ -35,15 +37,14 @@ _ATTENTION = {
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.toolkit_speed.packed_attention.default,
 }
+_THIN = torch.ops.aten.mm.default
+"""x A^T: a few bytes a token."""
 
 
 def _policy(lowest: int, _ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    kept = op in _ATTENTION or op is torch.ops.aten.mm.default
-    if op in _PRODUCTS:
-        kept = args[-1] >= lowest
-    elif "varlen" in str(op):
-        kept = True
+    kept = args[-1] >= lowest if op in _PRODUCTS else op in _ATTENTION or op is _THIN
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
