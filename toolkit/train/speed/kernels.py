@@ -16,7 +16,7 @@ import triton.language as tl
 Tensor = torch.Tensor
 @triton.jit
 def _add_thin(
-    out, c, d, rows, columns, ranks, step, c_step, d_row, d_column,
+    out, c, d, rows, columns, ranks, step, c_row, c_column, d_row, d_column,
     TALL: tl.constexpr, WIDE: tl.constexpr, THIN: tl.constexpr,
 ):  # type: ignore[no-untyped-def]  # fmt: skip
     row = tl.program_id(1) * TALL + tl.arange(0, TALL)
@@ -24,7 +24,7 @@ def _add_thin(
     rank = tl.arange(0, THIN)
     inside = (row[:, None] < rows) & (column[None, :] < columns)
     left = tl.load(
-        c + row[:, None] * c_step + rank[None, :],
+        c + row[:, None] * c_row + rank[None, :] * c_column,
         mask=(row[:, None] < rows) & (rank[None, :] < ranks), other=0.0,
     )  # fmt: skip
     right = tl.load(
@@ -43,7 +43,7 @@ def add_thin(out: Tensor, c: Tensor, d: Tensor) -> Tensor:
     tall, wide = 64, 128
     grid = (triton.cdiv(columns, wide), triton.cdiv(rows, tall))
     _launch(_add_thin, grid)(
-        out, c, d, rows, columns, ranks, out.stride(0), c.stride(0), d.stride(0), d.stride(1),
+        out, c, d, rows, columns, ranks, out.stride(0), *c.stride(), *d.stride(),
         TALL=tall, WIDE=wide, THIN=thin, num_warps=4,
     )  # fmt: skip
     return out
