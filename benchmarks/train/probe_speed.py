@@ -64,7 +64,13 @@ def micro(book: Book) -> None:
         try:
             function = make()
             ms = timed(function)
-            book.add(part="micro", name=name, ms=round(ms, 4), tflops=round(flop / ms / 1e9, 1), gbs=round(moved / ms / 1e6, 1))
+            book.add(
+                part="micro",
+                name=name,
+                ms=round(ms, 4),
+                tflops=round(flop / ms / 1e9, 1),
+                gbs=round(moved / ms / 1e6, 1),
+            )
         except Exception as error:  # noqa: BLE001 - a probe reports and goes on
             book.add(part="micro", name=name, error=f"{type(error).__name__}: {error}"[:300])
 
@@ -73,9 +79,17 @@ def micro(book: Book) -> None:
             a = torch.randn(t, k, **bf)
             b = torch.randn(n, k, **bf).t() if transposed else torch.randn(k, n, **bf)
             return lambda: torch.mm(a, b)
+
         return make
 
-    shapes = {"qkv": (H, H + 2 * KV), "o": (H, H), "gate_up": (H, 2 * I), "down": (I, H), "k": (H, KV), "gate": (H, I)}
+    shapes = {
+        "qkv": (H, H + 2 * KV),
+        "o": (H, H),
+        "gate_up": (H, 2 * I),
+        "down": (I, H),
+        "k": (H, KV),
+        "gate": (H, I),
+    }
     for t in (4096, 12288, 20480):
         for name in ("qkv", "o", "gate_up", "down") + (("k", "gate") if t == 12288 else ()):
             k, n = shapes[name]
@@ -89,7 +103,10 @@ def micro(book: Book) -> None:
             one = torch.ones((), device=dev)
             sa = torch.ones(t, 1, device=dev) if rowwise else one
             sb = torch.ones(1, n, device=dev) if rowwise else one
-            return lambda: torch._scaled_mm(a, b, sa, sb, out_dtype=torch.bfloat16, use_fast_accum=fast)
+            return lambda: torch._scaled_mm(
+                a, b, sa, sb, out_dtype=torch.bfloat16, use_fast_accum=fast
+            )
+
         return make
 
     for t in (4096, 12288, 20480):
@@ -102,7 +119,12 @@ def micro(book: Book) -> None:
                 case(f"fp8 tensor fast fwd {name} T={t}", f8(t, k, n, True, False), 2.0 * t * k * n)
 
     t = 12288
-    thin = {"x@A 4096->48": (t, H, 48), "x@A 14336->16": (t, I, 16), "dy@B 28672->32": (t, 2 * I, 32), "dy@B 6144->48": (t, H + 2 * KV, 48)}
+    thin = {
+        "x@A 4096->48": (t, H, 48),
+        "x@A 14336->16": (t, I, 16),
+        "dy@B 28672->32": (t, 2 * I, 32),
+        "dy@B 6144->48": (t, H + 2 * KV, 48),
+    }
     for name, (m, k, n) in thin.items():
         case(f"thin {name}", mm(m, k, n, True), 2.0 * m * k * n, 2.0 * m * k)
         case(f"thin NN {name}", mm(m, k, n, False), 2.0 * m * k * n, 2.0 * m * k)
@@ -111,6 +133,7 @@ def micro(book: Book) -> None:
         def make():
             y, h, b = torch.randn(m, n, **bf), torch.randn(m, r, **bf), torch.randn(r, n, **bf)
             return lambda: y.addmm_(h, b)
+
         return make
 
     case("thin y+=hB 28672 r32", wide(t, 2 * I, 32), 0, 4.0 * t * 2 * I)
@@ -120,6 +143,7 @@ def micro(book: Book) -> None:
         def make():
             y, h = torch.randn(m, n, **bf), torch.randn(m, r, **bf)
             return lambda: y.t() @ h
+
         return make
 
     case("thin dB 28672 r32", tall(t, 2 * I, 32), 0, 2.0 * t * 2 * I)
@@ -130,6 +154,7 @@ def micro(book: Book) -> None:
         def make():
             w = torch.randn(n, k, **bf).to(torch.float8_e4m3fn)
             return lambda: w.t().contiguous()
+
         return make
 
     case("fp8 turn gate_up", turn(2 * I, H), 0, 2.0 * 2 * I * H)
@@ -140,31 +165,52 @@ def micro(book: Book) -> None:
 
             n = 4096
             q = torch.randn(batch, n, HEADS, 128, **bf).transpose(1, 2).requires_grad_()
-            k = torch.randn(batch, n, 8 if gqa else HEADS, 128, **bf).transpose(1, 2).requires_grad_()
-            v = torch.randn(batch, n, 8 if gqa else HEADS, 128, **bf).transpose(1, 2).requires_grad_()
-            chosen = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}.get(backend)
+            k = (
+                torch.randn(batch, n, 8 if gqa else HEADS, 128, **bf)
+                .transpose(1, 2)
+                .requires_grad_()
+            )
+            v = (
+                torch.randn(batch, n, 8 if gqa else HEADS, 128, **bf)
+                .transpose(1, 2)
+                .requires_grad_()
+            )
+            chosen = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}.get(
+                backend
+            )
 
             def forward():
                 if chosen is None:
-                    return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
+                    return torch.nn.functional.scaled_dot_product_attention(
+                        q, k, v, is_causal=True, enable_gqa=gqa
+                    )
                 with sdpa_kernel(chosen):
-                    return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
+                    return torch.nn.functional.scaled_dot_product_attention(
+                        q, k, v, is_causal=True, enable_gqa=gqa
+                    )
 
             if not backward:
+
                 def run():
                     with torch.no_grad():
                         forward()
+
                 return run
             out = forward()
             grad = torch.randn_like(out)
             return lambda: torch.autograd.grad(out, (q, k, v), grad, retain_graph=True)
+
         return make
 
     work = 3 * 4.0 * 4096 * 4096 / 2 * 128 * HEADS
     for backend in ("default", "cudnn", "flash"):
         for gqa in (True, False):
             case(f"attention {backend} gqa={gqa} fwd B=3", attention(backend, 3, False, gqa), work)
-            case(f"attention {backend} gqa={gqa} bwd B=3", attention(backend, 3, True, gqa), work * 2.5)
+            case(
+                f"attention {backend} gqa={gqa} bwd B=3",
+                attention(backend, 3, True, gqa),
+                work * 2.5,
+            )
 
     def varlen(backward):
         def make():
@@ -186,13 +232,16 @@ def micro(book: Book) -> None:
                 return varlen_attn(q, k, v, cu, cu, 4096, 4096, **extra)
 
             if not backward:
+
                 def run():
                     with torch.no_grad():
                         forward()
+
                 return run
             out = forward()
             grad = torch.randn_like(out)
             return lambda: torch.autograd.grad(out, (q, k, v), grad, retain_graph=True)
+
         return make
 
     case("attention varlen fwd", varlen(False), work)
@@ -210,11 +259,31 @@ def build(layers: int, tiny: bool, kind: str):
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    shape = dict(hidden_size=H, intermediate_size=I, num_attention_heads=HEADS, num_key_value_heads=8, vocab_size=V)
+    shape = dict(
+        hidden_size=H,
+        intermediate_size=I,
+        num_attention_heads=HEADS,
+        num_key_value_heads=8,
+        vocab_size=V,
+    )
     if tiny:
-        shape = dict(hidden_size=64, intermediate_size=192, num_attention_heads=4, num_key_value_heads=2, vocab_size=512)
-    config = LlamaConfig(**shape, num_hidden_layers=layers, max_position_embeddings=131072, rms_norm_eps=1e-5,
-        rope_theta=500000.0, tie_word_embeddings=False, attn_implementation="sdpa", dtype=torch.bfloat16)
+        shape = dict(
+            hidden_size=64,
+            intermediate_size=192,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=512,
+        )
+    config = LlamaConfig(
+        **shape,
+        num_hidden_layers=layers,
+        max_position_embeddings=131072,
+        rms_norm_eps=1e-5,
+        rope_theta=500000.0,
+        tie_word_embeddings=False,
+        attn_implementation="sdpa",
+        dtype=torch.bfloat16,
+    )
     device = "cpu" if tiny else "cuda"
     with torch.device("meta"):
         model = LlamaForCausalLM(config).to(torch.bfloat16)
@@ -231,8 +300,19 @@ def build(layers: int, tiny: bool, kind: str):
             for parent in (layer.self_attn, layer.mlp):
                 for name, child in list(parent.named_children()):
                     if isinstance(child, torch.nn.Linear):
-                        new = bnb.nn.Linear4bit(child.in_features, child.out_features, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4")
-                        new.weight = bnb.nn.Params4bit(child.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True)
+                        new = bnb.nn.Linear4bit(
+                            child.in_features,
+                            child.out_features,
+                            bias=False,
+                            compute_dtype=torch.bfloat16,
+                            quant_type="nf4",
+                        )
+                        new.weight = bnb.nn.Params4bit(
+                            child.weight.data,
+                            requires_grad=False,
+                            quant_type="nf4",
+                            compress_statistics=True,
+                        )
                         new.to(device) if tiny else new.cuda()
                         setattr(parent, name, new)
     model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
@@ -259,7 +339,7 @@ def end_to_end(book: Book, case: dict, tiny: bool, layers: int, eager: bool) -> 
     if not tiny:
         total = torch.cuda.mem_get_info()[1]
         limit = min(case.get("limit", 79.0) * 2**30 / total, 1.0)
-        torch.cuda.set_per_process_memory_fraction(limit if case["kind"] != "fp8" else 1.0)
+        torch.cuda.set_per_process_memory_fraction(limit if case["kind"] == "bf16" else 1.0)
     model = build(layers, tiny, case["kind"])
     torch._dynamo.reset()
     if tiny and eager:
@@ -277,8 +357,16 @@ def end_to_end(book: Book, case: dict, tiny: bool, layers: int, eager: bool) -> 
         speed._keep = lambda _tokens: [case["keep"]] * layers
     ids = np.random.default_rng(0).integers(0, 512 if tiny else V, (batch, length))
     if case.get("packed"):
-        cuts = np.random.default_rng(1).lognormal(np.log(600) - 0.32, 0.8, 4096).astype(int).clip(16, length)
-        bounds = [0, *[c for c in np.cumsum(cuts if not tiny else cuts // 60 + 4) if c < batch * length]]
+        cuts = (
+            np.random.default_rng(1)
+            .lognormal(np.log(600) - 0.32, 0.8, 4096)
+            .astype(int)
+            .clip(16, length)
+        )
+        bounds = [
+            0,
+            *[c for c in np.cumsum(cuts if not tiny else cuts // 60 + 4) if c < batch * length],
+        ]
         flat = np.arange(batch * length)
         starts = np.zeros(batch * length, int)
         starts[bounds] = bounds
@@ -287,7 +375,9 @@ def end_to_end(book: Book, case: dict, tiny: bool, layers: int, eager: bool) -> 
     else:
         positions = np.tile(np.arange(length), (batch, 1))
     sources = (np.arange(batch)[:, None] * length + np.arange(length - 1)).ravel()
-    group = SimpleNamespace(ids=ids, positions=positions, sources=sources, targets=ids[:, 1:].ravel())
+    group = SimpleNamespace(
+        ids=ids, positions=positions, sources=sources, targets=ids[:, 1:].ravel()
+    )
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=not tiny)
     row["build_s"] = round(time.monotonic() - began, 1)
@@ -314,11 +404,21 @@ def end_to_end(book: Book, case: dict, tiny: bool, layers: int, eager: bool) -> 
     losses.append(float(last))
     seconds = (time.perf_counter() - started) / steps
     keeps = {k: speed.keep.count(k) for k in dict.fromkeys(speed.keep)}
-    row.update(tok_s=round(batch * length / seconds, 1), step_ms=round(seconds * 1e3, 2), losses=[round(x, 4) for x in losses],
-        keep=keeps, copies=len(speed.groups[0].frozen), gave_up=speed.gave_up,
-        graphs=torch._dynamo.utils.counters["stats"].get("unique_graphs"), breaks=dict(torch._dynamo.utils.counters["graph_break"]))
+    row.update(
+        tok_s=round(batch * length / seconds, 1),
+        step_ms=round(seconds * 1e3, 2),
+        losses=[round(x, 4) for x in losses],
+        keep=keeps,
+        copies=len(speed.groups[0].frozen),
+        gave_up=speed.gave_up,
+        graphs=torch._dynamo.utils.counters["stats"].get("unique_graphs"),
+        breaks=dict(torch._dynamo.utils.counters["graph_break"]),
+    )
     if not tiny:
-        row.update(peak_gb=round(torch.cuda.max_memory_allocated() / 1e9, 2), reserved_gb=round(torch.cuda.max_memory_reserved() / 1e9, 2))
+        row.update(
+            peak_gb=round(torch.cuda.max_memory_allocated() / 1e9, 2),
+            reserved_gb=round(torch.cuda.max_memory_reserved() / 1e9, 2),
+        )
     book.add(**row)
     if case.get("profile"):
         profile(book, name, step, batch * length)
@@ -344,7 +444,10 @@ def profile(book: Book, name: str, step, tokens: int) -> None:
     total = sum(t for t, _ in spent.values())
     top = sorted(spent.items(), key=lambda item: -item[1][0])[:60]
     lines = [f"{name}: {total / 1e3:.1f} ms of kernels, {tokens} tokens"]
-    lines += [f"{t / 1e3:9.2f} ms {100 * t / total:5.1f} % {n:6d} x {t / n:9.1f} us  {k[:200]}" for k, (t, n) in top]
+    lines += [
+        f"{t / 1e3:9.2f} ms {100 * t / total:5.1f} % {n:6d} x {t / n:9.1f} us  {k[:200]}"
+        for k, (t, n) in top
+    ]
     text = "\n".join(lines)
     (book.out / f"profile-{name.replace(' ', '_').replace('/', '_')}.txt").write_text(text + "\n")
     print("\n".join(line[:150] for line in lines[:26]), flush=True)
@@ -374,7 +477,11 @@ def main() -> None:
     parser.add_argument("--eager", action="store_true")
     options = parser.parse_args()
     book = Book(options.out, options.budget)
-    book.add(part="about", torch=torch.__version__, device=None if options.tiny else torch.cuda.get_device_name())
+    book.add(
+        part="about",
+        torch=torch.__version__,
+        device=None if options.tiny else torch.cuda.get_device_name(),
+    )
     if options.only in ("", "micro") and not options.tiny:
         micro(book)
         gc.collect()
@@ -386,7 +493,9 @@ def main() -> None:
             try:
                 end_to_end(book, case, options.tiny, options.layers, options.eager)
             except Exception as error:  # noqa: BLE001 - a probe reports and goes on
-                book.add(part="e2e", name=case["name"], error=f"{type(error).__name__}: {error}"[:600])
+                book.add(
+                    part="e2e", name=case["name"], error=f"{type(error).__name__}: {error}"[:600]
+                )
                 traceback.print_exc(limit=-6)
             gc.collect()
             if not options.tiny:
@@ -394,7 +503,9 @@ def main() -> None:
                 torch._C._cuda_clearCublasWorkspaces()
     for row in book.rows:
         if row["part"] == "e2e":
-            print(f"{row['name']:28} {row.get('tok_s', '-'):>10} tok/s {row.get('peak_gb', '-'):>8} GB  first {row.get('first_step_s', '-')} s {row.get('error', '')[:80]}")
+            print(
+                f"{row['name']:28} {row.get('tok_s', '-'):>10} tok/s {row.get('peak_gb', '-'):>8} GB  first {row.get('first_step_s', '-')} s {row.get('error', '')[:80]}"
+            )
 
 
 if __name__ == "__main__":

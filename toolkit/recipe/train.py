@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from toolkit.recipe.base import Count, Fraction, Section
 
@@ -69,3 +69,11 @@ class TrainSection(Section):
     """Held-out rows for that loss."""
     checkpoint_every: Count | None = 50
     """Steps between two checkpoints, from which an interrupted run goes on."""
+
+    @model_validator(mode="after")
+    def _fp8_is_a_frozen_base(self) -> Self:
+        if self.base_precision == "fp8" and self.method != "lora":
+            raise ValueError(
+                f"base_precision fp8 is for method lora, and method is {self.method!r}"
+            )
+        return self

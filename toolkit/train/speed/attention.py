@@ -129,7 +129,10 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     if not q.is_cuda:
         return _plain_backward(grad, q, k, v, bounds, scale)
-    no_dropout = torch.zeros(2, dtype=torch.uint64, device=q.device), torch.empty(0, device=q.device)
+    no_dropout = (
+        torch.zeros(2, dtype=torch.uint64, device=q.device),
+        torch.empty(0, device=q.device),
+    )
     dq, dk, dv = torch.ops.aten._flash_attention_backward(
         grad, q, k, v, out, lse, bounds, bounds, longest, longest, 0.0, True, *no_dropout,
         scale=scale,

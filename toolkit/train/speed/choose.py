@@ -73,9 +73,7 @@ class Choice:
         return "fast" if self.fast else "plain"
 
 
-def choose(
-    section: TrainSection, config: Mapping[str, Any] | None, machine: Machine
-) -> Choice:
+def choose(section: TrainSection, config: Mapping[str, Any] | None, machine: Machine) -> Choice:
     """The fast path where it is known to be right, else the plain one and why.
 
     Args:
@@ -89,13 +87,13 @@ def choose(
     packs = _packs(config or {})
     parts = ["layers compiled with the adapter inside", "loss without whole logits"]
     if section.packing:
-        parts.append("packed rows apart by cumulative lengths" if packs else "packed rows by a mask")
+        parts.append(
+            "packed rows apart by cumulative lengths" if packs else "packed rows by a mask"
+        )
     return Choice(True, packs, ", ".join(parts))
 
 
-def _objections(
-    section: TrainSection, config: Mapping[str, Any] | None, machine: Machine
-) -> Any:
+def _objections(section: TrainSection, config: Mapping[str, Any] | None, machine: Machine) -> Any:
     """Why not the fast path, the weightiest first."""
     if section.speed == "plain":
         yield "train.speed says so"

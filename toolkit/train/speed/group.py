@@ -37,7 +37,9 @@ class Group:
         rows = x.reshape(-1, x.shape[-1])
         first = self.members[0]
         if first.disable_adapters:
-            return self._split(base_product(self.kind, rows, self.frozen, *self._nothing(rows), 0), x)
+            return self._split(
+                base_product(self.kind, rows, self.frozen, *self._nothing(rows), 0), x
+            )
         a = torch.cat([m.lora_A[ADAPTER].weight for m in self.members]).to(x.dtype)
         up = [m.lora_B[ADAPTER].weight for m in self.members]
         b = (up[0] if len(up) == 1 else torch.block_diag(*up)).to(x.dtype)

@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 
 Tensor = torch.Tensor
+
+
 @triton.jit
 def _add_thin(
     out, c, d, rows, columns, ranks, step, c_row, c_column, d_row, d_column,

@@ -21,7 +21,9 @@ from toolkit.train.speed.ops import add_product
 Tensor = torch.Tensor
 
 
-def base_product(kind: str, x: Tensor, frozen: Sequence[Tensor], c: Tensor, d: Tensor, cost: int) -> Tensor:
+def base_product(
+    kind: str, x: Tensor, frozen: Sequence[Tensor], c: Tensor, d: Tensor, cost: int
+) -> Tensor:
     """``x W^T + c d``, [T, O], over a base stored as ``kind``."""
     if kind == "fp8":
         return fp8.product(x, frozen, c, d, cost)

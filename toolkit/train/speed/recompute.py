@@ -24,7 +24,7 @@ from toolkit.train.speed.choose import Keep
 
 COST = {"mlp": 1, "projection": 2}
 """``cost`` of a product: what is dropped first has the lowest."""
-_KEPT = {"products": 1, "but_mlp": 2, "attention": 3}
+_LOWEST = {"products": 1, "but_mlp": 2, "attention": 3}
 """The lowest cost that is kept."""
 
 _PRODUCTS = {
@@ -43,8 +43,9 @@ _THIN = torch.ops.aten.mm.default
 """x A^T: a few bytes a token."""
 
 
-def _policy(lowest: int, _ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    kept = args[-1] >= lowest if op in _PRODUCTS else op in _ATTENTION or op is _THIN
+def _policy(keep: Keep, _ctx: Any, op: Any, *args: Any, **_kwargs: Any) -> CheckpointPolicy:
+    # by name: the compiler takes a number that differs between layers for a size that varies
+    kept = args[-1] >= _LOWEST[keep] if op in _PRODUCTS else op in _ATTENTION or op is _THIN
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
@@ -54,5 +55,5 @@ def keeping(forward: Callable[..., Any], keep: Keep) -> Callable[..., Any]:
         return forward
     if keep == "nothing":
         return partial(checkpoint, forward, use_reentrant=False)
-    contexts = partial(create_selective_checkpoint_contexts, partial(_policy, _KEPT[keep]))
+    contexts = partial(create_selective_checkpoint_contexts, partial(_policy, keep))
     return partial(checkpoint, forward, use_reentrant=False, context_fn=contexts)
