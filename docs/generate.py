@@ -105,7 +105,7 @@ def _first_paragraph(kind: type) -> str:
 
 def preflight() -> str:
     """``reference/preflight.md``: every rule, what engines do with what, and what compares them."""
-    parts = (_rules(), _features(), _formats(), _layouts())
+    parts = (_rules(), _features(), _formats(), _adapters_on_quantized(), _layouts(), _requests())
     return "\n".join([*PREFLIGHT, *(line for part in parts for line in part)])
 
 
@@ -122,8 +122,8 @@ PREFLIGHT = (
     "`tests/unit/preflight_cases`, to compare what they do with what preflight says:",
     "`vllm 0.32.0 cpu` in `tests/integration`, `vllm 0.26.0 cuda` and `sglang 0.5.17 cuda` in",
     "`tests/gpu`.",
-    "Seen to agree: vLLM 0.32.0 on a CPU in every test run, vLLM 0.26.0 on an H200 on 2026-11-22. The",
-    "run with SGLang 0.5.17 was cut off before it ended: what stands for it was read, not yet compared.",
+    "Seen to agree: vLLM 0.32.0 on a CPU in every test run; vLLM 0.26.0 and SGLang 0.5.17 on an H200 on",
+    "2026-11-22. vLLM 0.32.0 and SGLang 0.5.23 on a GPU: read in their source, not compared.",
     "",
 )
 
@@ -178,6 +178,18 @@ def _formats() -> Iterator[str]:
     yield ""
 
 
+def _adapters_on_quantized() -> Iterator[str]:
+    from toolkit.preflight.formats import ADAPTERS
+
+    yield "Adapters go onto quantized weights of every format that loads:"
+    yield ""
+    yield "| engine | how, by its source | seen |"
+    yield "| --- | --- | --- |"
+    for engine, source, seen in ADAPTERS:
+        yield f"| {engine} | {source} | {seen or 'read, not tried'} |"
+    yield ""
+
+
 def _layouts() -> Iterator[str]:
     from toolkit.preflight.layouts import LIMITS
     from toolkit.preflight.versions import span
@@ -195,13 +207,34 @@ def _layouts() -> Iterator[str]:
     yield ""
 
 
+def _requests() -> Iterator[str]:
+    from toolkit.preflight.requests import ASKS, ROWS
+    from toolkit.preflight.versions import span
+
+    yield "## Requests that an engine cannot answer"
+    yield ""
+    yield "The front refuses them with 400 and the code `not_supported`; on other engines they pass."
+    yield ""
+    yield "| the client asks for | engine | accelerator | versions | what the engine does | source | seen on |"
+    yield "| --- | --- | --- | --- | --- | --- | --- |"
+    for r in ROWS:
+        adapters = ", with room for adapters" if r.lora else ""
+        yield (
+            f"| {ASKS[r.asks]} | {r.engine} | {r.accelerator}{adapters} | {span(r.since, r.until)} "
+            f"| {r.does} | {r.source} | {', '.join(r.tried)} |"
+        )
+    yield ""
+
+
 def engines() -> str:
     """``reference/engines.md``: typed options of serving and the flags that they become."""
-    from toolkit.engines.options import CONFLICTS, OPTIONS, Flags, Lack
+    from toolkit.engines.conflicts import CONFLICTS
+    from toolkit.engines.flags import Flags
+    from toolkit.engines.options import OPTIONS
     from toolkit.engines.parsers import known_versions
 
-    def cell(how: Flags | Lack) -> str:
-        return " ".join(f"`{name}`" for name in how.names) if isinstance(how, Flags) else how.reason
+    def cell(how: Flags) -> str:
+        return " ".join(f"`{name}`" for name in how.names)
 
     known = {
         engine: ", ".join(".".join(map(str, version)) for version in known_versions(engine))

@@ -47,5 +47,14 @@ def differences(found: dict) -> list[str]:
         return []
     stored = command_line(found["engine"], version)
     flags = stored.flags.keys() | found["flags"].keys()
-    changed = [flag for flag in flags if stored.flags.get(flag) != found["flags"].get(flag)]
+    changed = [
+        f for f in flags if _unordered(stored.flags.get(f)) != _unordered(found["flags"].get(f))
+    ]
     return [*changed, *(stored.architectures ^ set(found["architectures"]))]
+
+
+def _unordered(flag: dict | None) -> dict | None:
+    """Choices that an engine keeps in a set come in another order from each process."""
+    if flag is None or "choices" not in flag:
+        return flag
+    return {**flag, "choices": sorted(flag["choices"], key=str)}

@@ -36,6 +36,8 @@ def prove_adapter(target, adapter):
 
 
 class Shown:
+    version = "0.32.0"
+
     def __init__(self, target, adapters):
         self.target, self.adapters = target, adapters
 

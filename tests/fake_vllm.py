@@ -38,6 +38,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     state: State
     silent = False
+    lora = True
 
     def log_message(self, *_):
         pass
@@ -77,10 +78,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.answer(self.state.behaviour)
         elif self.path == "/tokenize":
             self.answer({"tokens": list(json.dumps(asked.get("messages")).encode())})
-        elif self.path.endswith("load_lora_adapter"):
+        elif self.path.endswith("load_lora_adapter") and self.lora:
             self.adapters(asked)
-        else:
+        elif self.path.startswith("/v1/") and "model" in asked:
             self.generate(asked)
+        else:
+            self.refuse(404, "Not Found", "NotFoundError")
 
     def adapters(self, asked):
         name, loaded = asked["lora_name"], self.state.adapters
@@ -190,6 +193,7 @@ def main():
     parser.add_argument("base")
     parser.add_argument("adapters", nargs="*")
     parser.add_argument("--behaviour", default="serves")
+    parser.add_argument("--no-lora", action="store_true")
     parser.add_argument("--start-s", type=float, default=0.6)
     parser.add_argument("--dies-after-s", type=float)
     given = parser.parse_args()
@@ -209,6 +213,7 @@ def main():
     print("Starting to load model", flush=True)
     Handler.state = State(given.base, dict(entry.split("=", 1) for entry in given.adapters))
     Handler.silent = given.behaviour == "silent"
+    Handler.lora = not given.no_lora
     if given.dies_after_s is not None:
         threading.Timer(given.dies_after_s, die).start()
     Server(("127.0.0.1", given.port), Handler).serve_forever()

@@ -98,6 +98,9 @@ def _record(parent: RecipeRun, done: StepOutcome) -> None:
     """Show a finished step on the parent's page in MLflow."""
     run_id = (done.artifact.manifest["mlflow"] or {}).get("run_id")
     parent.step_done(done.step.name, done.artifact.metrics, run_id, cached=done.cached)
+    if done.step.stage == "choose":
+        chosen = done.artifact.manifest["facts"]
+        parent.tag({"toolkit.choice": chosen["subject"], "toolkit.choice.why": chosen["why"]})
 
 
 def _judge(

@@ -7,12 +7,15 @@ from collections.abc import Iterator, Mapping
 from toolkit import digests
 from toolkit.errors import Problem, RecipeError
 from toolkit.plan import Observed
+from toolkit.proof.reference import FILE
 from toolkit.recipe.load import Loaded
 from toolkit.recipe.model import SourceKind, parse_source
 from toolkit.recipe.paths import resolve_path
 from toolkit.recipe.recipe import Recipe
 from toolkit.tracking.client import connect
 from toolkit.tracking.store import Store, check
+
+WEIGHTS = "adapter_model.safetensors"
 
 
 def local_files(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -34,7 +37,11 @@ def local_files(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 
 def observe(
-    loaded: Loaded, environments: Mapping[str, str], store: Store | None = None
+    loaded: Loaded,
+    environments: Mapping[str, str],
+    store: Store | None = None,
+    *,
+    trains: bool = True,
 ) -> Observed:
     """Digest every local file that the recipe names, and look up which version an MLflow alias means.
 
@@ -42,6 +49,7 @@ def observe(
         loaded: The recipe.
         environments: Digest of each logical environment.
         store: The MLflow store that holds ``models:/``; without it an alias stays as it is written.
+        trains: Whether the training environment is there, which can say what an adapter answers.
 
     Raises:
         RecipeError: Files are missing (names every one, with the key and where it was looked for),
@@ -58,7 +66,19 @@ def observe(
             missing.append(Problem(str(loaded.path), key, problem))
     if missing:
         raise RecipeError(missing, "relative paths start at the recipe's own folder")
-    return Observed(found, environments, _behind_alias(loaded, store) if store else None)
+    source = _behind_alias(loaded, store) if store else None
+    return Observed(found, environments, source, frozenset(_unproven(loaded, trains=trains)))
+
+
+def _unproven(loaded: Loaded, *, trains: bool) -> Iterator[str]:
+    """Adapter folders that bring no word of the training side, where it can be asked, or must be."""
+    serve = loaded.recipe.serve
+    if serve is None or not (trains or serve.proof.agreement == "required"):
+        return
+    for path in (path for adapter in serve.adapters for path in adapter.folders.values()):
+        folder = resolve_path(path, loaded.directory)
+        if (folder / WEIGHTS).is_file() and not (folder / FILE).is_file():
+            yield path
 
 
 def _behind_alias(loaded: Loaded, store: Store) -> str | None:

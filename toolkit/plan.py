@@ -14,6 +14,7 @@ from typing import Any
 
 from toolkit import digests
 from toolkit.errors import UsageError
+from toolkit.proof.choice import rivals
 from toolkit.recipe.load import Loaded
 from toolkit.recipe.model import SourceKind, parse_source
 from toolkit.recipe.recipe import ON, Recipe
@@ -39,12 +40,14 @@ class Observed:
     Attributes:
         files: sha256 of local files and folders, by the path that the recipe gives.
         source: What ``model.source`` names now, where that moves (an MLflow alias): its version.
+        unproven: Adapter folders of the recipe, by path, whose ``reference.json`` is to be made here: they bring none.
         environments: Digest of the lock (or interpreter) of each logical environment.
     """
 
     files: Mapping[str, str] = field(default_factory=dict)
     environments: Mapping[str, str] = field(default_factory=dict)
     source: str | None = None
+    unproven: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,7 @@ class _Planner:
         if recipe.serve:
             for subject in recipe.served:
                 self._serve(subject)
+            self._choose()
         return iter(_natural_order(self.made))
 
     def _fetch(self) -> None:
@@ -231,9 +235,39 @@ class _Planner:
             f"serve-{subject}",
             "serve",
             config,
-            dataset | self._weights(subject),
+            dataset | self._weights(subject) | self._references(subject),
             engines=(serve.engine,),
         )
+
+    def _references(self, subject: str) -> dict[str, str]:
+        """Steps that make the training side's word on adapters from elsewhere, by role: ``adapter NAME``."""
+        serve = self.recipe.serve
+        base = self._complete(self._weights(subject)["model"])
+        dataset = {"dataset": "data"} if self.recipe.data else {}
+        made = {}
+        for name, path in (
+            ((n, p) for a in serve.adapters for n, p in a.folders.items()) if serve else ()
+        ):
+            if path not in self.observed.unproven:
+                continue
+            step = f"reference-{name.replace(' ', '@')}" + ("" if base == "fetch" else "-merged")
+            config = {"name": name, "path": path, "digests": self._digests(path)}
+            self._add(step, "reference", config, {"model": base} | dataset)
+            made[f"adapter {name}"] = step
+        return made
+
+    def _complete(self, model: str) -> str:
+        """The step of the weights that a quantized model was made from; other models are complete."""
+        return self.made[model].inputs["model"] if self.made[model].stage == "quantize" else model
+
+    def _choose(self) -> None:
+        """Where two ways to serve the tuned model are rivals, say which is nearer to it."""
+        found = rivals(self.recipe)
+        if found is None:
+            return
+        config = {"subjects": found.subjects, "prefer": found.prefer, "metric": found.metric}
+        names = (f"{stage}-{s}" for s in found.subjects for stage in ("serve", "evaluate"))
+        self._add("choose", "choose", config, {name: name for name in names if name in self.made})
 
     def _weights(self, subject: str) -> dict[str, str]:
         """The inputs that together are one model of the recipe."""
@@ -333,7 +367,9 @@ def _natural_order(made: Mapping[str, Step]) -> list[Step]:
         "train": 3,
         "export": 4,
         "quantize": 5,
-        "serve": 6,
+        "reference": 6,
+        "serve": 7,
+        "choose": 8,
     }
     while left:
         names = {s.name for s in steps}

@@ -119,10 +119,11 @@ def examine(
     space = Workspace.locate(workspace)
     resolved = {
         name: environments.resolve(name, accelerator=where.accelerator, profile=where)
-        for name in (*STAGE_ENVIRONMENTS, *engines_of(loaded), *router_of(loaded))
+        for name in (*STAGE_ENVIRONMENTS, *engines_of(loaded))
     }
     store = tracking.resolve(loaded.recipe.tracking.uri, space)
-    observed = observe(loaded, {name: e.digest for name, e in resolved.items()}, store)
+    digests = {name: e.digest for name, e in resolved.items()}
+    observed = observe(loaded, digests, store, trains=resolved["train"].is_ready)
     gpu = gpu_of(where)
     loaded, choice = decided(loaded, observed, space, resolved, where.device, gpu=gpu)
     plan = make_plan(loaded, observed)
@@ -145,12 +146,6 @@ def engines_of(loaded: Loaded) -> tuple[str, ...]:
         return ()
     engines = auto.ORDER if serve.engine == "auto" else (serve.engine,)
     return (*engines, "router") if serve.replicas > 1 else engines
-
-
-def router_of(loaded: Loaded) -> tuple[str, ...]:
-    """The router's environment, where several replicas need one."""
-    serve = loaded.recipe.serve
-    return ("router",) if serve and serve.replicas > 1 else ()
 
 
 def decided(

@@ -46,6 +46,10 @@ def main(job: dict) -> None:
         answers["bases"][name] = loads(llm, given["folder"], given["max_length"])
     answers["seconds"]["bases"] = round(time.monotonic() - start, 1)
     Path(job["answers"]).write_text(json.dumps(answers))
+    if "on_packed" in job:
+        answers["on_packed"] = on_packed(vllm, job)
+        answers["seconds"]["on_packed"] = round(time.monotonic() - start, 1)
+        Path(job["answers"]).write_text(json.dumps(answers))
     os._exit(0)  # an engine in this process takes its time to end, and may never
 
 
@@ -101,6 +105,29 @@ def asked(vllm, llm, number: int, folder: str, plain: tuple[list[float], float])
         "does": "changes" if changed > max(NOISE, 3 * noise) else "ignores",
         "why": f"{changed:.6f}",
     }
+
+
+def on_packed(vllm, job: dict) -> dict:
+    """How far an adapter on 4-bit weights is from the same on these weights unpacked, and how much it changes; nats."""
+    import packed
+    from vllm.lora.request import LoRARequest
+
+    sys.path.append(job["plugin"])  # not before: the fixtures are given to vLLM as it is
+    import toolkit_vllm_cpu
+
+    toolkit_vllm_cpu.register()
+    request = LoRARequest("a", 1, job["on_packed"])
+    said = {}
+    folders = packed.write(Path(job["base"]), Path(job["answers"]).with_name("on_packed"))
+    for name, folder in folders.items():
+        llm = vllm.LLM(
+            model=str(folder), enable_lora=True, max_lora_rank=SLOT_RANK, **job["options"]
+        )
+        said[name] = [logprobs(vllm, llm, asked) for asked in (None, request)]
+        del llm
+    pairs = zip(said["packed"], said["unpacked"], strict=True)
+    base, adapter = (difference(*pair) for pair in pairs)
+    return {"base": base, "adapter": adapter, "change": difference(*said["packed"])}
 
 
 def forget(llm, number: int) -> None:

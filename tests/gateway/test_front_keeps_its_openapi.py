@@ -48,7 +48,7 @@ def test_document_is_served_and_names_each_path_and_no_other(front):
     assert served == json.loads(json.dumps(document(FrontSection())))
     assert set(served["paths"]) == {
         "/v1/models", "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/healthz", "/readyz", "/metrics",
-        "/toolkit/certificate", "/openapi.json",
+        "/toolkit/certificate", "/openapi.json", "/v1/models/{model}",
     }  # fmt: skip
 
 

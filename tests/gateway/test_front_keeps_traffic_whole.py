@@ -85,6 +85,25 @@ def test_engine_that_dies_before_the_first_byte_is_502(fronts, mortal, die, stre
     assert answer["error"]["type"] == "server_error"
 
 
+def test_engine_that_answers_with_no_http_is_502(fronts, upstream):
+    front = fronts(upstream)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer():
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(65_536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nno header\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        front.put(replace(front.table, upstream=f"http://127.0.0.1:{listening.getsockname()[1]}"))
+        status, headers, said = front.chat()
+        thread.join(10)
+    assert (status, said["error"]["code"]) == (502, "engine_died")
+    assert front.logged(headers["x-request-id"])["cause"]
+
+
 def test_engine_that_dies_in_a_stream_gives_an_error_event(fronts, mortal):
     front = fronts(mortal)
     lines = Stream(front, {"die": "middle", "tokens": 50}).answer()
@@ -176,6 +195,25 @@ def test_canary_answers_by_header_and_by_weight(fronts, upstream):
     assert "it has: stable, canary" in json.loads(answer)["error"]["message"]
     text = front.ask("GET", "/metrics")[2].decode()
     assert 'toolkit_requests_total{key="none",model="tickets",status="200",target="canary"}' in text
+
+
+def test_metrics_say_what_the_supervisor_counts(front):
+    front.put(
+        replace(
+            front.table, replicas={"ready": 1, "waiting": 1}, restarts={"front": 0, "replica-1": 3}
+        )
+    )
+    text = front.ask("GET", "/metrics")[2].decode()
+    for line in (
+        'toolkit_replicas{state="ready"} 1.0', 'toolkit_replicas{state="waiting"} 1.0',
+        'toolkit_replicas{state="starting"} 0.0', 'toolkit_restarts_total{part="front"} 0.0',
+        'toolkit_restarts_total{part="replica-1"} 3.0',
+    ):  # fmt: skip
+        assert line in text
+    front.put(replace(front.table, replicas={"ready": 2}, restarts={"front": 0, "replica-1": 3}))
+    text = front.ask("GET", "/metrics")[2].decode()
+    assert 'toolkit_replicas{state="ready"} 2.0' in text
+    assert 'toolkit_replicas{state="waiting"} 0.0' in text
 
 
 def test_not_ready_refuses_with_the_reason(fronts, upstream):

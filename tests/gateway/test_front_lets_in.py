@@ -104,7 +104,7 @@ def say(client):
 
 def test_nobody_gets_in_without_a_key_and_health_stays_open(front):
     for method, path in (
-        ("GET", "/v1/models"), ("GET", "/metrics"), ("GET", "/toolkit/certificate"),
+        ("GET", "/v1/models"), ("GET", "/v1/models/tickets"), ("GET", "/metrics"), ("GET", "/toolkit/certificate"),
         ("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("POST", "/v1/embeddings"),
     ):  # fmt: skip
         status, headers, answer = front.ask(method, path, {} if method == "POST" else None)
@@ -138,6 +138,19 @@ def test_a_key_lists_the_models_it_may_ask(key, client):
     assert [m.id for m in client(key("scoped")).models.list()] == ["tickets"]
     assert len(list(client(token()).models.list())) == 3
     assert list(client(token(models=[])).models.list()) == []
+
+
+def test_a_model_that_a_key_may_not_ask_is_as_unknown_as_one_that_does_not_exist(key, client):
+    scoped = client(key("scoped"))
+    assert scoped.models.retrieve("tickets").id == "tickets"
+    messages = []
+    for model in ("demo-base", "not-there"):
+        with pytest.raises(openai.NotFoundError) as unknown:
+            scoped.models.retrieve(model)
+        assert (unknown.value.code, unknown.value.param) == ("model_not_found", "model")
+        messages.append(unknown.value.message.replace(model, "MODEL"))
+    assert messages[0] == messages[1]
+    assert client(token()).models.retrieve("demo-base").id == "demo-base"
 
 
 def test_tokens_work_beside_keys(front, say):

@@ -23,7 +23,7 @@ from toolkit.gateway.upstream import Upstream
 ENGINE_PATHS = [
     "/tokenize", "/detokenize", "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/load_lora_adapter", "/generate",
     "/v1/responses", "/health", "/version", "/docs", "/redoc", "/server_info", "/v1/files", "/pause", "/sleep",
-    "/flush_cache", "/abort_request", "/v1/models/tickets", "/invocations", "/v1/chat/completions/", "//v1/models",
+    "/flush_cache", "/abort_request", "/v1/models/", "/invocations", "/v1/chat/completions/", "//v1/models",
     "/v1/../tokenize",
     "/v1/%2e%2e/tokenize", "/V1/models", "/v1/models;x", "/table", "/drain",
 ]  # fmt: skip
@@ -51,6 +51,7 @@ def test_all_else_is_404_in_openais_form(front, upstream, path, method):
         ("GET", "/v1/chat/completions", "POST"),
         ("DELETE", "/v1/completions", "POST"),
         ("POST", "/v1/models", "GET"),
+        ("DELETE", "/v1/models/tickets", "GET"),
         ("POST", "/metrics", "GET"),
         ("OPTIONS", "/readyz", "GET"),
         ("PUT", "/toolkit/certificate", "GET"),
@@ -60,6 +61,18 @@ def test_wrong_methods_are_405(front, method, path, allowed):
     status, headers, answer = front.ask(method, path)
     assert (status, headers["allow"]) == (405, allowed)
     assert json.loads(answer)["error"]["code"] == "method_not_allowed"
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/v1/models", "/nowhere"])
+def test_a_request_for_the_head_alone_is_answered_at_once(front, path):
+    with connect(front.port) as connection:
+        connection.settimeout(5)
+        connection.sendall(f"HEAD {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        answer = connection.recv(4096)
+        assert answer.startswith(b"HTTP/1.1 40")
+        assert answer.endswith(b"\r\n\r\n")
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert read_all(connection).startswith(b"HTTP/1.1 200 ")
 
 
 def test_certificate_is_served_once_there_is_one(front):

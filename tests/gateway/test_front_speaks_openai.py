@@ -138,6 +138,7 @@ def test_embeddings_and_models(client):
     assert set(listed) == {"tickets", "demo-base", "tickets-s"}
     assert listed["tickets"].max_model_len == 1024
     assert (listed["tickets"].kind, listed["tickets"].version) == ("adapter", "1a2b3c4d5e6f7081")
+    assert all(client.models.retrieve(name) == model for name, model in listed.items())
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ class World:
         self.folder = folder
         self.first = read_spec("tickets", write_adapter(folder / "first", seed=1))
         self.second = read_spec("tickets", write_adapter(folder / "second", seed=2))
-        self.made = spec(folder, adapters=[self.first], adapter_slots=4, **section)
+        self.made = spec(folder, adapters=[self.first], **{"adapter_slots": 4} | section)
         (folder / "model" / "config.json").unlink()
         (folder / "model").rmdir()
         write_base(folder / "model")
@@ -171,6 +171,29 @@ def test_what_was_swapped_in_survives_a_killed_engine_and_a_killed_server(world)
     world.start()
     assert world.answers() == world.second.lora_name
     assert world.rows() == [("tickets", "stable", world.second.version)]
+
+
+def test_an_engine_that_restarts_without_adapters_takes_the_next_one(tmp_path, monkeypatch):
+    """Its room is the server's, not that of the adapters which are loaded at that moment."""
+    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYTHONPATH", environ()["PYTHONPATH"])
+    world = World(tmp_path, adapter_slots=None)
+    try:
+        world.did("unload", "tickets")
+        engine = next(p for p in world.record.status().parts if p.name == "replica-0")
+        os.kill(engine.pid, signal.SIGKILL)
+        wait_for(lambda: _restarts(world) == 1 and ask(world.record.url, "m-base")[0] == 200)
+        assert "0 of 2 slots, ranks up to 4" in world.did("list")
+        world.did("load", "tickets", str(world.second.place))
+        assert world.answers() == world.second.lora_name
+
+        world.did("unload", "tickets")  # and so does a server that starts with none of its own
+        world.stop()
+        world.start()
+        world.did("load", "tickets", str(world.first.place))
+        assert world.answers() == world.first.lora_name
+    finally:
+        world.stop()
 
 
 def _restarts(world):

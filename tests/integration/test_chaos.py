@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -46,6 +47,10 @@ def own_cache(monkeypatch, tmp_path):
 
 def ready(url: str) -> bool:
     return get(f"{url}/readyz")[0] == 200
+
+
+def metrics(server: Supervised) -> str:
+    return str(get(f"{server.url}/metrics")[1].get("text", ""))
 
 
 def engine_of(guard_pid: int) -> int:
@@ -127,6 +132,26 @@ def test_the_front_answers_with_the_reason_before_the_engine_is_there(tmp_path):
         assert get(f"{server.url}/toolkit/certificate")[1]["proofs"] == [["m"]]
 
 
+@pytest.mark.parametrize("with_adapter", [True, False])
+def test_a_request_that_would_end_the_engine_is_refused_by_the_front(tmp_path, with_adapter):
+    adapters = [adapter(tmp_path / "a")] if with_adapter else []
+    with supervised(spec(tmp_path, adapters=adapters, name="tickets")) as server:
+        server.ready()
+        name = "tickets-base" if with_adapter else "tickets"
+        body = {"model": name, "prompt": "x", "echo": True, "logprobs": 1, "max_tokens": 1}
+        asked = urllib.request.Request(
+            f"{server.url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )  # fmt: skip
+        if not with_adapter:
+            assert urllib.request.urlopen(asked, timeout=30).status == 200
+            return
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(asked, timeout=30)
+        error = json.loads(refused.value.read())["error"]
+        assert (refused.value.code, error["code"], error["param"]) == (400, "not_supported", "echo")
+        assert "vLLM on a CPU" in error["message"]
+
+
 def test_a_killed_front_is_back_on_its_port_and_knows_its_table(tmp_path):
     with supervised(spec(tmp_path)) as server:
         server.ready()
@@ -136,6 +161,9 @@ def test_a_killed_front_is_back_on_its_port_and_knows_its_table(tmp_path):
         assert server.part("front")["pid"] != before
         assert ask(server.url)[0] == 200
         assert server.part("replica-0")["restarts"] == 0
+        wait_for(lambda: 'toolkit_restarts_total{part="front"} 1.0' in metrics(server))
+        assert 'toolkit_restarts_total{part="replica-0"} 0.0' in metrics(server)
+        assert 'toolkit_replicas{state="ready"} 1.0' in metrics(server)
         print(f"healed in {time.monotonic() - began:.1f} s")
 
 
@@ -148,6 +176,7 @@ def test_a_killed_engine_is_started_again_and_proven_before_traffic(tmp_path, vi
         kill(guarded if victim == "guard" else engine_of(guarded))
         wait_for(lambda: not ready(server.url))
         wait_for(lambda: restarted(server, "replica-0"), HEALED_S)
+        wait_for(lambda: 'toolkit_restarts_total{part="replica-0"} 1.0' in metrics(server))
         wait_for(lambda: ready(server.url))
         assert ask(server.url, "tickets")[1]["model"] == "tickets"
         assert server.part("replica-0")["restarts"] == 1

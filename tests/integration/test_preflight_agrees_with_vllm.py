@@ -1,9 +1,12 @@
 """A real vLLM on the CPU is given the adapters and quantized bases of the fixtures: preflight said what it does."""
 
+import json
+
 import pytest
 
 from tests.agreement import ask, job, surprises
 from tests.preflight_cases import adapter_cases, recipe_cases
+from toolkit.engines.server import VLLM_CPU_PLUGIN
 
 pytestmark = pytest.mark.integration
 
@@ -19,16 +22,32 @@ OPTIONS = {
 }
 
 
-@pytest.mark.timeout(900)
-def test_vllm_does_what_preflight_says(tmp_path):
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
     from toolkit.environments import resolve
 
+    folder = tmp_path_factory.mktemp("asked")
     interpreter = resolve("vllm", accelerator="cpu").interpreter()
-    file = job(tmp_path, ENGINE, OPTIONS)
+    file = job(folder, ENGINE, OPTIONS)
+    served = next(c for c in adapter_cases((ENGINE,)) if c.real.get(ENGINE) == "changes")
+    adapter = str(folder / "adapters" / served.name / "a")
+    more = {"on_packed": adapter, "plugin": str(VLLM_CPU_PLUGIN)}
+    file.write_text(json.dumps(json.loads(file.read_text()) | more))
     env = {**interpreter.environ(), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    answers = ask([str(interpreter.python)], "ask_vllm.py", file, env, 850)
+    return ask([str(interpreter.python)], "ask_vllm.py", file, env, 850)
+
+
+@pytest.mark.timeout(900)
+def test_vllm_does_what_preflight_says(answers):
     assert answers["version"].startswith("0.32.0")
     assert list(surprises(ENGINE, answers)) == []
+
+
+def test_an_adapter_on_4_bit_weights_is_the_adapter_on_what_they_stand_for(answers):
+    seen = answers["on_packed"]
+    assert seen["change"] > 0.01
+    assert seen["base"] < 1e-3
+    assert seen["adapter"] < 1e-3
 
 
 def test_most_fixtures_are_given_to_it():

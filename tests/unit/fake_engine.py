@@ -17,6 +17,7 @@ class FakeEngine:
         adapters = [f"{adapter.name}={adapter.path}" for adapter in deployment.adapters]
         behaviour = deployment.serve.extra_args[:1] or ("serves",)
         options = ["--behaviour", *behaviour, *deployment.serve.extra_args[1:]]
+        options += [] if deployment.lora else ["--no-lora"]
         argv = (
             str(python),
             str(PROGRAM),

@@ -96,7 +96,8 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_command_is_the_golden_one(engine, case):
     command = ENGINES[engine]().command(Path("/env/bin/python"), CASES[case], 8123)
-    text = json.dumps({"argv": command.argv, "env": dict(command.env)}, indent=1) + "\n"
+    shown = {"argv": command.argv, "env": dict(command.env), "defaults": dict(command.defaults)}
+    text = json.dumps(shown, indent=1) + "\n"
     file = GOLDEN / f"{engine}-{case}.json"
     if os.environ.get("UPDATE_GOLDEN"):
         file.write_text(text)
@@ -126,6 +127,39 @@ def test_every_engine_listens_on_loopback_and_is_never_told_the_quantization(eng
 def test_code_of_the_model_runs_only_where_the_recipe_trusts_it(engine):
     trusted = replace(deployment(), trust_remote_code=True)
     assert "--trust-remote-code" in ENGINES[engine]().command(Path("/py"), trusted, 8123).argv
+
+
+def test_what_the_user_set_goes_before_defaults_and_what_must_be_before_both():
+    command = Command(("x",), {"MUST": "1", "GONE": None}, {"METHOD": "fork", "MUST": "0"})
+    assert command.environ({"HOME": "/", "GONE": "1"}) == {
+        "HOME": "/", "METHOD": "fork", "MUST": "1",
+    }  # fmt: skip
+    assert command.environ({"METHOD": "spawn"})["METHOD"] == "spawn"
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_engines_keep_what_python_compiles(engine):
+    command = ENGINES[engine]().command(Path("/py"), deployment(), 8123)
+    assert "PYTHONDONTWRITEBYTECODE" not in command.environ({"PYTHONDONTWRITEBYTECODE": "1"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "method"),
+    [
+        ({}, "fork"),
+        ({"serve": {"extra_args": ["--swap-space", "1"]}}, "fork"),
+        ({"device": "cpu"}, None),
+        ({"serve": {"tensor_parallel": 2}}, None),
+        ({"serve": {"pipeline_parallel": 2}}, None),
+        ({"serve": {"data_parallel": 2}}, None),
+        ({"serve": {"extra_args": ["--numa-bind"]}}, None),
+        ({"serve": {"extra_args": ["--mm-tensor-ipc=torch_shm"]}}, None),
+        ({"serve": {"extra_args": ["--distributed-executor-backend", "ray"]}}, None),
+    ],
+)
+def test_vllm_forks_its_engine_on_one_gpu_and_nowhere_else(changes, method):
+    environ = Vllm().command(Path("/py"), deployment(**changes), 8123).environ({})
+    assert environ.get("VLLM_WORKER_MULTIPROC_METHOD") == method
 
 
 def test_the_base_under_an_adapter_has_a_name_of_its_own():

@@ -3,8 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from toolkit.engines import ENGINES, options
-from toolkit.engines.options import OPTIONS, Flags, arguments, owned_flags, refusals
+from toolkit.engines import ENGINES
+from toolkit.engines.options import OPTIONS, arguments, owned_flags, refusals
 from toolkit.engines.parsers import command_line, known_versions
 from toolkit.recipe.serve import ServeSection
 
@@ -139,23 +139,12 @@ def test_experts_are_not_spread_over_one_gpu(engine):
     assert refused(engine, expert_parallel=True, tensor_parallel=2) == []
 
 
-def test_an_option_that_an_engine_lacks_is_refused_with_its_reason(monkeypatch):
-    lack = options.Lack("cannot be told a seed", "set serve.engine: vllm")
-    row = options.Option("seed", {"vllm": Flags(("--seed",), str), "sglang": lack})
-    monkeypatch.setattr(options, "OPTIONS", (row,))
-    [(key, text, fix)] = refused("sglang", seed=7)
-    assert (key, fix) == ("serve.seed", "set serve.engine: vllm")
-    assert text == "serve.seed is set, but sglang cannot be told a seed"
-    assert refused("sglang") == []
-    assert arguments("sglang", serve(seed=7)) == []
-
-
 def test_flags_of_rows_are_owned_by_their_key():
     assert owned_flags("vllm")["--speculative-config"] == "serve.speculative"
     assert owned_flags("sglang")["--disable-radix-cache"] == "serve.prefix_caching"
     for option in OPTIONS:
         for engine, how in option.engines.items():
-            assert not isinstance(how, Flags) or set(how.names) <= set(owned_flags(engine))
+            assert set(how.names) <= set(owned_flags(engine))
 
 
 LINE = command_line("vllm", (0, 32, 0))

@@ -258,3 +258,41 @@ def test_streams_are_always_counted(options, hides, sent):
 
 def test_whole_answers_get_no_stream_options():
     assert "stream_options" not in json.loads(read(chat()).body_for("m"))
+
+
+WHY = {"prompt_logprobs": "gives no logprobs of the prompt"}
+
+
+def completion(**more):
+    return {"model": "m", "prompt": "x"} | more
+
+
+@pytest.mark.parametrize(
+    ("path", "values", "param"),
+    [
+        ("/v1/completions", completion(echo=True, logprobs=1), "echo"),
+        ("/v1/completions", completion(echo=True, logprobs=0), "echo"),
+        ("/v1/completions", completion(prompt_logprobs=0), "prompt_logprobs"),
+        (CHAT, chat(prompt_logprobs=5), "prompt_logprobs"),
+        (CHAT, chat(echo=True, logprobs=True, top_logprobs=2), "echo"),
+    ],
+)
+def test_what_would_end_the_engine_is_refused_where_it_would(path, values, param):
+    body = json.dumps(values).encode()
+    with pytest.raises(ApiError) as error:
+        caps.read(body, path, LimitsSection(), AllowSection(), 1024, refuses=WHY)
+    assert (error.value.status, error.value.code, error.value.param) == (
+        400, "not_supported", param,
+    )  # fmt: skip
+    assert error.value.message == (
+        f"'{param}' is not supported: this server gives no logprobs of the prompt."
+    )
+    assert caps.read(body, path, LimitsSection(), AllowSection(), 1024).model == "m"
+
+
+@pytest.mark.parametrize(
+    "values", [completion(echo=True), completion(logprobs=1), completion(echo=False, logprobs=1)]
+)
+def test_an_echo_or_logprobs_alone_pass(values):
+    body = json.dumps(values).encode()
+    assert caps.read(body, "/v1/completions", LimitsSection(), AllowSection(), 1024, refuses=WHY)

@@ -281,6 +281,23 @@ def test_a_running_front_sees_new_and_revoked_keys_within_a_second(path):
     assert "is revoked" in error.message
 
 
+def test_a_key_revoked_while_the_front_reads_the_file_is_seen(path, monkeypatch):
+    _, text = create(path, "ci")
+    clock = Clock()
+
+    def read_then_revoke(file):
+        found = read(file)
+        with editing(path) as keys:
+            keys.revoke("ci")
+        return found
+
+    monkeypatch.setattr("toolkit.gateway.live_keys.read", read_then_revoke)
+    live = LiveKeys(path, clock)
+    monkeypatch.undo()
+    clock.now += 1.0
+    assert "is revoked" in refused(live, text).message
+
+
 def test_the_file_is_looked_at_once_a_second_at_most(path, monkeypatch):
     _, text = create(path)
     clock = Clock()

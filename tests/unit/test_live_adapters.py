@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,9 @@ from toolkit.errors import ArtifactError, EngineError, PreflightError, ProofErro
 from toolkit.serving import adapters as adapters_module
 from toolkit.serving.adapters import AdapterSet
 from toolkit.serving.desired import read_spec
+from toolkit.serving.registry import Registered
 from toolkit.serving.state import AdapterSpec
+from toolkit.serving.watch import Watcher
 
 STREAMS = 32
 
@@ -250,6 +253,29 @@ def test_an_unloaded_adapter_stays_away_after_a_restart(world: World, one: TestF
     assert names(AdapterSet(one)) == []
 
 
+def test_the_room_of_a_server_does_not_hang_on_what_is_loaded_now(world: World) -> None:
+    """Adapters that were remembered count, and what was unloaded leaves its room behind."""
+    spec = server_spec(world.folder, world.model, [world.old])
+    large = world.adapter("billing", seed=5, rank=16)
+    roomy = spec.with_room((large,))
+    for loaded in ((), (world.old,), (large, world.old)):
+        deployment = roomy.deployment(loaded)
+        assert (deployment.lora, deployment.live) == (True, True)
+        assert (deployment.slots, deployment.max_rank) == (2, 16)
+    assert spec.with_room(()).deployment(()).max_rank == 4
+    asked = server_spec(world.folder, world.model, [world.old], adapter_slots=7, max_rank=64)
+    assert (asked.with_room(()).section.adapter_slots, asked.with_room(()).section.max_rank) == (
+        7,
+        64,
+    )
+
+
+def test_a_server_without_adapters_gets_no_room_for_them(world: World) -> None:
+    assert not server_spec(world.folder, world.model, []).with_room(()).deployment(()).lora
+    still = server_spec(world.folder, world.model, [world.old], live_adapters=False)
+    assert still.with_room((world.old,)) == still
+
+
 def test_a_canary_is_promoted_or_aborted(world: World, one: TestFleet) -> None:
     served = one.serve()
     served.canary(world.new, 0.1, "canary")
@@ -394,5 +420,68 @@ def test_the_control_socket_lists_and_orders(world: World, one: TestFleet) -> No
     assert (row["name"], row["version"], row["label"]) == ("tickets", world.new.version, "stable")
     assert (answer["slots"], answer["max_rank"], answer["doing"]) == (2, 8, "")
     assert served.handle("POST", "/adapters/dance", {})[0] == 404
-    with pytest.raises(UsageError, match="lacks something"):
-        served.handle("POST", "/adapters/swap", {})
+
+
+@pytest.mark.parametrize(
+    ("order", "body", "said"),
+    [
+        ("swap", {}, "no adapter in `spec`"),
+        ("load", {"spec": {"name": "a"}}, "no adapter in `spec`"),
+        ("load", {"spec": {"name": "a b", "path": "/a", "version": "1"}}, "'a b' is not a name"),
+        ("unload", {}, "no text in `name`"),
+        ("promote", {"name": 3}, "no text in `name`"),
+        ("canary", {"weight": "much"}, "no adapter in `spec`"),
+    ],
+)
+def test_an_order_that_cannot_be_read_says_why(idle: TestFleet, order, body, said) -> None:
+    with pytest.raises(UsageError, match=said):
+        idle.serve().handle("POST", f"/adapters/{order}", body)
+
+
+@pytest.mark.parametrize("weight", [None, "much", 1.5])
+def test_a_canarys_share_is_a_share(world: World, idle: TestFleet, weight) -> None:
+    body = {"spec": vars(world.new), "header": "canary", "weight": weight}
+    with pytest.raises(UsageError, match="not a share from 0 to 1"):
+        idle.serve().handle("POST", "/adapters/canary", body)
+
+
+def test_what_cannot_be_remembered_is_taken_back(world: World, one: TestFleet) -> None:
+    served = one.serve()
+    (one.spec.place / "adapters.part").mkdir()
+    with pytest.raises(ArtifactError, match="cannot be written") as error:
+        served.swap(world.new)
+    assert "make room" in str(error.value.hint)
+    assert names(served) == [world.old.lora_name]
+    assert one.loaded() == [{world.old.lora_name}]
+
+
+class Registry:
+    """Fails as a full disk does, then says what an alias means."""
+
+    def __init__(self, spec: AdapterSpec) -> None:
+        self.asked, self.spec = 0, spec
+
+    def resolve(self, source: str, *, remembered: bool) -> Registered:
+        assert (source, remembered) == ("models:/tickets@champion", False)
+        self.asked += 1
+        if self.asked < 3:
+            raise OSError(28, "No space left on device")
+        return Registered("tickets", "2")
+
+    def fetch(self, registered: Registered) -> Path:
+        return self.spec.place
+
+    def tag(self, *_: str) -> None: ...
+
+
+def test_a_full_disk_does_not_end_the_watch(world: World, one: TestFleet) -> None:
+    followed = replace(world.old, source="models:/tickets@champion", registered="models:/tickets/1")
+    one.spec = replace(one.spec, adapters=(followed,))
+    served = one.serve()
+    watch = Watcher(served, Registry(world.new), "demo", 0.02, one.event)
+    watch.start()
+    wait_until(lambda: names(served) == [world.new.lora_name])
+    watch.close()
+    said = [values["text"] for event, values in one.told if event == "note"]
+    assert said[0] == "aliases are not followed for now: [Errno 28] No space left on device"
+    assert sum("not followed" in text for text in said) == 1

@@ -18,6 +18,7 @@ from toolkit.preflight.base_facts import BaseFacts
 from toolkit.preflight.formats import SUPPORT, WeightFormat, support
 from toolkit.preflight.machine import accelerator_of, version_in, weights_hash
 from toolkit.preflight.versions import parse_version
+from toolkit.proof.reference import Reference
 from toolkit.recipe import Recipe
 from toolkit.recipe.load import load
 from toolkit.workspace import Workspace
@@ -153,8 +154,8 @@ def test_a_row_for_old_gpus_speaks_of_them_only():
 @pytest.mark.parametrize(("hash_", "found"), [("1" * 64, True), ("0" * 64, False)])
 def test_an_adapter_of_other_weights_is_found_by_hash(tmp_path, hash_, found):
     model_folder(tmp_path / "model")
-    files = {"files": {"reference.json": {"hashes": {"base": "0" * 64}}}}
-    adapter_folder(tmp_path / "a", tensors=files)
+    adapter_folder(tmp_path / "a")
+    Reference("adapter", {"base": "0" * 64}, (), (), "fp32").write(tmp_path / "a")
     recipe = Recipe.model_validate(
         {"name": "r", "model": {"source": "./model"}, "serve": {"adapters": [{"name": "a", "path": "./a"}]}}
     )  # fmt: skip

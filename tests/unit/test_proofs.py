@@ -453,6 +453,19 @@ def test_every_adapter_is_warmed_at_each_length(base):
     assert list(alone.seconds) == ["tickets@1"]
 
 
+def test_a_model_without_a_chat_template_is_proven_and_warmed(base):
+    (base / "reference.json").unlink()
+    folder = adapter_folder(base)
+    (folder / "reference.json").unlink()
+    engine = TinyEngine({"tickets-base": model(), "tickets@1": RIGHT}, has_template=False)
+    with engine.running() as url:
+        adapter = ServedAdapter("tickets", "tickets@1", folder)
+        shown = proofs.prove(target(url, base, adapters=(adapter,)))
+    assert shown.base.parity is None
+    assert shown.adapters[0].effect_mean > 0.1
+    assert set(shown.warm_up.seconds) == {"tickets-base", "tickets@1"}
+
+
 # --- engines ---------------------------------------------------------------------------------------
 
 
@@ -617,6 +630,8 @@ def test_bounds_are_wider_where_the_weights_are_not_those_of_the_training_side(b
     assert bound(asked, stored) == (0.12, "bf16")
     nf4 = dataclasses.replace(stored, trained_on="nf4")
     assert bound(asked, nf4) == (1.5, "int4 base")
+    rounded = dataclasses.replace(stored, precision="bf16")
+    assert bound(asked, rounded) == (0.2, "bf16"), "both sides round"
     packed = {"quant_method": "gptq", "bits": 4}
     (base / "config.json").write_text(json.dumps({"quantization_config": packed}))
     assert bound(asked, stored) == (0.2, "int4"), "its own forward"

@@ -43,6 +43,7 @@ class TinyEngine:
     space: str = ""
     refuses: str | None = None
     """Text in a chat that the template refuses."""
+    has_template: bool = True
     asked: list[str] = field(default_factory=list)
 
     def answer(self, path: str, body: dict) -> tuple[int, dict]:
@@ -50,13 +51,19 @@ class TinyEngine:
         if body["model"] not in self.models:
             return 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}
         if path == "/tokenize":
-            if self.refuses and self.refuses in json.dumps(body["messages"]):
-                return 400, {"error": {"message": "System role not supported"}}
-            tokens = render(body["messages"], body.get("tools", ()), self.space)
-            return 200, {"tokens": tokens, "count": len(tokens)}
+            return self._tokenize(body)
         if path == "/detokenize":
             return 200, {"prompt": f"t{body['tokens'][0]}"}
         return 200, self._complete(body)
+
+    def _tokenize(self, body: dict) -> tuple[int, dict]:
+        if "messages" in body and not self.has_template:
+            return 400, {"error": {"message": "you must provide a chat template"}}
+        if self.refuses and self.refuses in json.dumps(body["messages"]):
+            return 400, {"error": {"message": "System role not supported"}}
+        messages = body.get("messages") or [{"role": "text", "content": body["prompt"]}]
+        tokens = render(messages, body.get("tools", ()), self.space)
+        return 200, {"tokens": tokens, "count": len(tokens)}
 
     def _complete(self, body: dict) -> dict:
         said: dict = {"tokens": [], "token_logprobs": [], "top_logprobs": []}

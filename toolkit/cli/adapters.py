@@ -5,19 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from toolkit.cli import render
 from toolkit.cli.options import json_option, profile_option, set_option, workspace_option
-
-if TYPE_CHECKING:
-    from toolkit.serving.state import AdapterSpec
-
-PATIENCE_S = 3600.0
-"""Longest wait for a change: loads, proofs, and old streams that finish."""
-POLL_S = 0.3
+from toolkit.cli.running import RunningServer
 
 server_option = click.option(
     "--server", metavar="NAME", help="Name of the server. [default: the only one that runs]"
@@ -29,6 +23,17 @@ def change_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (json_option, workspace_option, server_option):
         command = option(command)
     return command
+
+
+def change(command: Callable[..., Any]) -> click.Command:
+    """A command of :func:`adapters` that changes NAME."""
+    return adapters.command()(click.argument("name")(change_options(command)))
+
+
+def change_to(command: Callable[..., Any]) -> click.Command:
+    """A command of :func:`adapters` that brings SOURCE under NAME."""
+    arguments = click.argument("name")(click.argument("source")(change_options(command)))
+    return adapters.command()(arguments)
 
 
 @click.group()
@@ -54,7 +59,7 @@ def list_adapters(server: str | None, workspace: Path | None, as_json: bool) -> 
     Example:
       toolkit adapters list
     """
-    answer = _Server.pick(server, workspace).ask("GET", "/adapters")
+    answer = RunningServer.pick(server, workspace).ask("GET", "/adapters")
     if as_json:
         render.as_json(answer)
         return
@@ -64,10 +69,7 @@ def list_adapters(server: str | None, workspace: Path | None, as_json: bool) -> 
     render.say(f"{len(rows)} of {answer['slots']} slots, ranks up to {answer['max_rank']}")
 
 
-@adapters.command()
-@click.argument("name")
-@click.argument("source")
-@change_options
+@change_to
 def load(name: str, source: str, **where: Any) -> None:
     """Add an adapter that clients ask for as NAME.
 
@@ -78,10 +80,7 @@ def load(name: str, source: str, **where: Any) -> None:
     _with_source("load", name, source, **where)
 
 
-@adapters.command()
-@click.argument("name")
-@click.argument("source")
-@change_options
+@change_to
 def swap(name: str, source: str, **where: Any) -> None:
     """Replace NAME by the adapter in SOURCE, under traffic.
 
@@ -92,9 +91,7 @@ def swap(name: str, source: str, **where: Any) -> None:
     _with_source("swap", name, source, **where)
 
 
-@adapters.command()
-@click.argument("name")
-@change_options
+@change
 def unload(name: str, **where: Any) -> None:
     """Take NAME away; open requests finish.
 
@@ -102,7 +99,7 @@ def unload(name: str, **where: Any) -> None:
     Example:
       toolkit adapters unload billing
     """
-    _order("unload", {"name": name}, **where)
+    _order("unload", name, **where)
 
 
 @adapters.command()
@@ -132,9 +129,7 @@ def canary(name: str, source: str, weight: float, header: str, **where: Any) -> 
     _with_source("canary", name, source, {"weight": weight, "header": header}, **where)
 
 
-@adapters.command()
-@click.argument("name")
-@change_options
+@change
 def promote(name: str, **where: Any) -> None:
     """Give the canary of NAME all requests; the stable version goes.
 
@@ -142,12 +137,10 @@ def promote(name: str, **where: Any) -> None:
     Example:
       toolkit adapters promote billing
     """
-    _order("promote", {"name": name}, **where)
+    _order("promote", name, **where)
 
 
-@adapters.command()
-@click.argument("name")
-@change_options
+@change
 def abort(name: str, **where: Any) -> None:
     """Take the canary of NAME away; the stable version gets all requests.
 
@@ -155,7 +148,7 @@ def abort(name: str, **where: Any) -> None:
     Example:
       toolkit adapters abort billing
     """
-    _order("abort", {"name": name}, **where)
+    _order("abort", name, **where)
 
 
 @adapters.command()
@@ -199,41 +192,6 @@ def register(
         render.say(found.uri)
 
 
-class _Server:
-    """A running server, reached over its control socket."""
-
-    def __init__(self, name: str, control: Path, place: Path) -> None:
-        self.name, self._control, self._place = name, control, place
-
-    @classmethod
-    def pick(cls, name: str | None, workspace: Path | None) -> _Server:
-        from toolkit.engines import records
-        from toolkit.workspace import Workspace
-
-        servers = Workspace.locate(workspace).servers
-        record = records.pick(servers, name)
-        return cls(record.name, Path(record.control), servers / record.name)
-
-    def ask(
-        self,
-        method: str,
-        path: str,
-        body: Mapping[str, Any] | None = None,
-        timeout_s: float = 10.0,
-    ) -> dict[str, Any]:
-        from toolkit.serving.control import request
-
-        return request(self._control, method, path, body, timeout_s=timeout_s)
-
-    def bring(self, name: str, source: str) -> AdapterSpec:
-        from toolkit.serving.registry import ModelRegistry
-        from toolkit.serving.sources import bring
-        from toolkit.serving.state import ServerSpec
-
-        registry = ModelRegistry.of(ServerSpec.read(self._place))
-        return bring(name, source, Path.cwd(), registry)
-
-
 def _with_source(
     order: str,
     name: str,
@@ -244,57 +202,18 @@ def _with_source(
     workspace: Path | None,
     as_json: bool,
 ) -> None:
-    chosen = _Server.pick(server, workspace)
+    chosen = RunningServer.pick(server, workspace)
     line = render.ProgressLine(f"{order} {name}")
     line.update(f"bringing {source}", at_once=True)
     spec = chosen.bring(name, source)
-    _send(chosen, order, {"spec": asdict(spec), **(more or {})}, line, as_json)
+    chosen.order(order, {"spec": asdict(spec), **(more or {})}, line, as_json=as_json)
 
 
 def _order(
-    order: str,
-    body: Mapping[str, Any],
-    *,
-    server: str | None,
-    workspace: Path | None,
-    as_json: bool,
+    order: str, name: str, *, server: str | None, workspace: Path | None, as_json: bool
 ) -> None:
-    line = render.ProgressLine(f"{order} {body['name']}")
-    _send(_Server.pick(server, workspace), order, body, line, as_json)
-
-
-def _send(
-    server: _Server, order: str, body: Mapping[str, Any], line: render.ProgressLine, as_json: bool
-) -> None:
-    """Send an order, and show what the server is doing until it is done."""
-    from concurrent.futures import ThreadPoolExecutor, wait
-
-    with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(server.ask, "POST", f"/adapters/{order}", body, PATIENCE_S)
-        while not wait([answer], POLL_S).done:
-            line.update(_doing(server))
-    change = answer.result()
-    line.close(_done(change))
-    if as_json:
-        render.as_json(change)
-    elif change["cut"]:
-        render.hint(f"{change['cut']} requests were still open on the old version")
-
-
-def _doing(server: _Server) -> str:
-    from toolkit.errors import EngineError
-
-    try:
-        return str(server.ask("GET", "/adapters")["doing"])
-    except EngineError:
-        return "no answer"
-
-
-def _done(change: Mapping[str, Any]) -> str:
-    parts = [f"loaded {', '.join(change['loaded'])}"] if change["loaded"] else []
-    parts += [f"unloaded {', '.join(change['unloaded'])}"] if change["unloaded"] else []
-    times = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in change["seconds"].items())
-    return f"{'; '.join(parts) or 'nothing to do'} ({times})"
+    line = render.ProgressLine(f"{order} {name}")
+    RunningServer.pick(server, workspace).order(order, {"name": name}, line, as_json=as_json)
 
 
 def _row(row: Mapping[str, Any]) -> tuple[Any, ...]:

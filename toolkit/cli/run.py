@@ -231,6 +231,9 @@ def summary(outcome: RunOutcome) -> dict[str, Any]:
             for s in outcome.steps
         ],
         "gates": [{"passed": v.passed, "message": v.message} for v in outcome.verdicts],
+        "choice": next(
+            (s.artifact.manifest["facts"] for s in outcome.steps if s.step.stage == "choose"), None
+        ),
     }
 
 
@@ -253,6 +256,7 @@ def _show(outcome: RunOutcome, prepared: Prepared) -> None:
     for verdict in outcome.verdicts:
         render.say(f"gate {'passed' if verdict.passed else 'FAILED'}: {verdict.message}")
     _show_answers(outcome)
+    _show_choice(outcome)
     if outcome.parent_run is None:
         render.say("everything is done: nothing had to run")
     if prepared.loaded.recipe.serve:
@@ -272,6 +276,14 @@ def _show_answers(outcome: RunOutcome) -> None:
             for model in dict.fromkeys(a["model"] for a in answers):
                 said = next(a["answer"] for a in answers if a["model"] == model)
                 render.say(f"  {model} said: {_one_line(said)}")
+
+
+def _show_choice(outcome: RunOutcome) -> None:
+    """Which of two ways to serve the tuned model `toolkit serve` takes, with the numbers."""
+    for s in outcome.steps:
+        if s.step.stage == "choose":
+            chosen = s.artifact.manifest["facts"]
+            render.say(f"`toolkit serve` takes {chosen['subject']}: {chosen['why']}")
 
 
 def _one_line(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from toolkit.artifact import Artifact
     from toolkit.engines.records import ServerRecord
     from toolkit.prepare import Prepared
+    from toolkit.proof.choice import Choice, Numbers
     from toolkit.serving.state import ServerStatus
     from toolkit.workspace import Workspace
 
@@ -120,15 +121,17 @@ def _start(
     from toolkit.prepare import prepare
 
     prepared = prepare(recipe, overrides, profile, workspace)
-    chosen = _subject(prepared, subject)
-    inputs = _make_inputs(prepared, chosen, only=only)
-    record = _serve(prepared, chosen, inputs, detach=detach, as_json=as_json)
+    choice = _subject(prepared, subject)
+    inputs = _make_inputs(prepared, choice.subject, only=only)
+    record = _serve(prepared, choice, inputs, detach=detach, as_json=as_json)
     if not detach:
         render.hint(f"stopped {record.name}")
 
 
-def _subject(prepared: Prepared, subject: str | None) -> str:
+def _subject(prepared: Prepared, subject: str | None) -> Choice:
+    """What to serve; ``why`` is empty where there was nothing to choose."""
     from toolkit.errors import PreflightError, UsageError
+    from toolkit.proof.choice import Choice
     from toolkit.registry import close_match
 
     recipe = prepared.loaded.recipe
@@ -136,34 +139,38 @@ def _subject(prepared: Prepared, subject: str | None) -> str:
         raise PreflightError(
             f"{prepared.loaded.path} has no serve section", "add `serve: {engine: vllm}` to it"
         )
-    chosen = subject or _preferred(prepared)
-    if chosen not in recipe.served:
+    if subject is None:
+        return _preferred(prepared)
+    if subject not in recipe.served:
         raise UsageError(
-            f"serve.models does not name {chosen!r}{close_match(chosen, recipe.served)}",
-            f"it names {', '.join(recipe.served)}; change it with --set 'serve.models=[{chosen}]'",
+            f"serve.models does not name {subject!r}{close_match(subject, recipe.served)}",
+            f"it names {', '.join(recipe.served)}; change it with --set 'serve.models=[{subject}]'",
         )
-    return chosen
+    return Choice(subject, "")
 
 
-def _preferred(prepared: Prepared) -> str:
+def _preferred(prepared: Prepared) -> Choice:
     """The first of `serve.models`, or where two ways to quantize are rivals, what `serve.prefer` says."""
-    from toolkit.proof.choice import choose
+    from toolkit.proof.choice import Choice, choose, rivals
 
     recipe = prepared.loaded.recipe
-    choice = choose(recipe, _measured(prepared))
-    if choice is None:
-        return recipe.served[0]
+    found = rivals(recipe)
+    if found is None:
+        return Choice(recipe.served[0], "")
+    choice = choose(found, _measured(prepared, found.subjects))
     render.hint(f"serving {choice.subject}: {choice.why}")
-    return choice.subject
+    return choice
 
 
-def _measured(prepared: Prepared) -> dict[str, dict[str, float]]:
-    """Metrics of finished evaluations and proofs, by subject."""
-    found: dict[str, dict[str, float]] = {}
-    for status in prepared.survey():
-        if status.step.stage in ("evaluate", "serve") and status.artifact:
-            subject = str(status.step.config["subject"])
-            found.setdefault(subject, {}).update(status.artifact.metrics)
+def _measured(prepared: Prepared, subjects: Sequence[str]) -> Numbers:
+    """What finished proofs and evaluations say of each subject."""
+    from toolkit.proof.choice import numbers_of
+
+    done = {s.step.name: s.artifact.metrics for s in prepared.survey() if s.artifact}
+    found: dict[str, Mapping[str, float]] = {}
+    for subject in subjects:
+        served, scored = (done.get(f"{stage}-{subject}", {}) for stage in ("serve", "evaluate"))
+        found |= numbers_of(subject, served, scored)
     return found
 
 
@@ -175,7 +182,7 @@ def _make_inputs(prepared: Prepared, subject: str, *, only: bool) -> dict[str, A
     roles = {
         role: name
         for role, name in prepared.plan.step(f"serve-{subject}").inputs.items()
-        if role in ("model", "adapter")
+        if role.split()[0] in ("model", "adapter")
     }
     cut = prepared.cut(names=tuple(roles.values()))
     statuses = cut.survey()
@@ -188,12 +195,12 @@ def _make_inputs(prepared: Prepared, subject: str, *, only: bool) -> dict[str, A
 
 
 def _serve(
-    prepared: Prepared, subject: str, inputs: dict[str, Artifact], *, detach: bool, as_json: bool
+    prepared: Prepared, choice: Choice, inputs: dict[str, Artifact], *, detach: bool, as_json: bool
 ) -> ServerRecord:
     from toolkit.engines.foreground import serve as serve_until_told
     from toolkit.serving.resolve import server_spec
 
-    spec = server_spec(prepared, subject, inputs, detached=detach)
+    spec = server_spec(prepared, choice.subject, inputs, detached=detach, why=choice.why)
     line = render.ProgressLine(f"serve {spec.section.engine}")
 
     def ready(record: ServerRecord) -> None:

@@ -22,14 +22,21 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Command:
-    """What is started: a list of arguments and changes to the environment; ``None`` removes a variable."""
+    """What is started: a list of arguments and changes to the environment.
+
+    Attributes:
+        argv: The arguments.
+        env: Variables that are set; ``None`` removes one.
+        defaults: Variables that are set where the user (or the profile) did not.
+    """
 
     argv: tuple[str, ...]
     env: Mapping[str, str | None] = field(default_factory=dict)
+    defaults: Mapping[str, str] = field(default_factory=dict)
 
     def environ(self, base: Mapping[str, str]) -> dict[str, str]:
         """``base`` with the changes made."""
-        changed: dict[str, str | None] = {**base, **self.env}
+        changed: dict[str, str | None] = {**self.defaults, **base, **self.env}
         return {key: value for key, value in changed.items() if value is not None}
 
 

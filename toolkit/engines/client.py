@@ -96,7 +96,11 @@ class Client:
         Raises:
             EngineError: It does not answer.
         """
-        return [str(entry["id"]) for entry in json.loads(self._send("/v1/models"))["data"]]
+        answer = self.get("/v1/models")
+        try:
+            return [str(entry["id"]) for entry in answer["data"]]
+        except (KeyError, TypeError):
+            raise EngineError(f"{self.root}/v1/models lists no models: {answer!r:.200}") from None
 
     def chat(self, model: str, messages: Sequence[Message], **options: Any) -> Reply:
         """One answer; ``options`` (``temperature``, ``max_tokens``, ``tools``) go into the request as they are.
@@ -158,17 +162,19 @@ class Client:
             RefusedError: It answers with another status than 200.
             EngineError: It does not answer, or not with JSON.
         """
-        answer = self._send(path, body)
+        return self._read(path, self._send(path, body))
+
+    def get(self, path: str) -> Any:
+        """The JSON behind a route; the same errors as :meth:`post`."""
+        return self._read(path, self._send(path))
+
+    def _read(self, path: str, answer: bytes) -> Any:
         try:
             return json.loads(answer)
         except ValueError:
             raise EngineError(
                 f"{self.root}{path} answered what is not JSON: {answer[:80]!r}"
             ) from None
-
-    def get(self, path: str) -> Any:
-        """The JSON behind a route; the same errors as :meth:`post`."""
-        return json.loads(self._send(path))
 
     def _send(self, path: str, body: Mapping[str, Any] | None = None) -> bytes:
         try:

@@ -36,13 +36,17 @@ def adapter_paths(
 ) -> dict[str, Path]:
     """Adapters by the name that clients ask for: the trained one is ``name``, then the recipe's that are folders.
 
-    Those of the registry are brought and proven when ``toolkit serve`` starts or follows an alias.
+    One that came from elsewhere is the input ``adapter NAME``: the same weights with a reference beside them. Those of
+    the registry are brought and proven when ``toolkit serve`` starts or follows an alias.
     """
     trained = {name: inputs["adapter"].path} if "adapter" in inputs else {}
     finished = {
         a.name: (recipe_dir / Path(a.path).expanduser()).resolve()
         for a in serve.adapters
         if a.name in a.folders
+    }
+    finished |= {
+        name: inputs[f"adapter {name}"].path for name in finished if f"adapter {name}" in inputs
     }
     return {**trained, **finished}
 

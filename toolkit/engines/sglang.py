@@ -115,5 +115,9 @@ def _adapters(deployment: Deployment) -> list[str]:
 
 
 def _variables(deployment: Deployment) -> dict[str, str | None]:
-    env: dict[str, str | None] = {"HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"}
+    env: dict[str, str | None] = {
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONSAFEPATH": "1",
+        "PYTHONDONTWRITEBYTECODE": None,  # modules would be compiled anew in every start
+    }
     return env | {"SGLANG_USE_CPU_ENGINE": "1"} if deployment.device == "cpu" else env

@@ -62,7 +62,7 @@ class Vllm:
         argv += arguments(self.name, serve, deployment.draft)
         argv += _memory(deployment)
         argv += _adapters(deployment)
-        return Command((*argv, *serve.extra_args), _variables(deployment))
+        return Command((*argv, *serve.extra_args), _variables(deployment), _defaults(deployment))
 
     def model_id(self, deployment: Deployment, adapter: str | None) -> str:
         """Adapters are models of their own."""
@@ -126,6 +126,7 @@ def _variables(deployment: Deployment) -> dict[str, str | None]:
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "PYTHONSAFEPATH": "1",  # -m must not import from the working folder
+        "PYTHONDONTWRITEBYTECODE": None,  # modules would be compiled anew in every start
     }
     if deployment.live:
         env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
@@ -137,3 +138,23 @@ def _variables(deployment: Deployment) -> dict[str, str | None]:
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # worker and engine in one process: one import less
         }
     return env
+
+
+NEEDS_SPAWN = ("--numa-bind", "--mm-tensor-ipc", "--distributed-executor-backend")
+"""Flags of ``serve.extra_args`` with which vLLM may not fork: NUMA binding exchanges the executable, tensors of images
+in shared memory are refused (config/vllm.py), and Ray is another way to start."""
+
+
+def _defaults(deployment: Deployment) -> dict[str, str]:
+    """The engine process is forked from the API server, which has imported everything (H200: 1 s, not 16.5 s).
+
+    The module's own default is ``spawn``, because it cannot know. On one GPU the API server does not touch CUDA before
+    the engine is there; where it did after all, in WSL and below Ray, vLLM goes back to ``spawn`` by itself
+    (vllm 0.26.0 and 0.32.0, utils/system_utils.py: _maybe_force_spawn). A user's own variable goes before this.
+    """
+    serve = deployment.serve
+    ways = serve.tensor_parallel * serve.pipeline_parallel * serve.data_parallel
+    asked = {argument.partition("=")[0] for argument in serve.extra_args}
+    if deployment.device != "cuda" or ways > 1 or asked & {*NEEDS_SPAWN}:
+        return {}
+    return {"VLLM_WORKER_MULTIPROC_METHOD": "fork"}

@@ -11,12 +11,18 @@ from toolkit.errors import ArtifactError
 
 
 def load_model(
-    folder: Path, device: str, adapter: Path | None = None, *, trust_remote_code: bool = False
+    folder: Path,
+    device: str,
+    adapter: Path | None = None,
+    *,
+    exact: bool = False,
+    trust_remote_code: bool = False,
 ) -> Any:
     """A model in inference mode on ``device``.
 
-    Weights are fp32 on a CPU (bf16 is slower there without AMX) and as stored on a GPU. Compressed-tensors weights are
-    dequantized once at load, not in every forward pass. An adapter stays unmerged, as it is served.
+    Weights are fp32 on a CPU (bf16 is slower there without AMX) and as stored on a GPU, or fp32 there too if it is to
+    be ``exact``. Compressed-tensors weights are dequantized once at load, not in every forward pass. An adapter stays
+    unmerged, as it is served.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -25,7 +31,7 @@ def load_model(
     config = AutoConfig.from_pretrained(folder, local_files_only=True, **trust)
     if quantization_method(folder) == "compressed-tensors":
         config.quantization_config["dequantize"] = True
-    dtype = torch.float32 if device == "cpu" else "auto"
+    dtype = torch.float32 if exact or device == "cpu" else "auto"
     model = AutoModelForCausalLM.from_pretrained(
         folder, config=config, dtype=dtype, device_map=device, local_files_only=True, **trust
     )

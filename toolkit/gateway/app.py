@@ -25,7 +25,7 @@ from toolkit.gateway.http import (
     refuse,
     respond,
 )
-from toolkit.gateway.openai import ApiError, model_list
+from toolkit.gateway.openai import ApiError, model_list, one_model
 from toolkit.gateway.openapi import document
 from toolkit.gateway.proxy import stopping
 from toolkit.gateway.requests import BODIES
@@ -37,6 +37,8 @@ OPEN = ("/healthz", "/readyz", "/openapi.json")
 """Paths that everyone may ask: they say nothing of what is served."""
 GUARDED = ("/v1/models", "/metrics", "/toolkit/certificate")
 """Paths that need what generation needs."""
+MODEL = "/v1/models/"
+"""And what begins so: the name of one model follows."""
 
 
 class Front:
@@ -75,11 +77,12 @@ class Front:
     async def _read(self, request: Request, exchange: Exchange, send: Send) -> None:
         """What the front says of itself."""
         path = request.path
-        if path not in OPEN and path not in GUARDED:
+        guarded = path in GUARDED or (path.startswith(MODEL) and path != MODEL)
+        if path not in OPEN and not guarded:
             raise ApiError(404, f"Invalid URL ({request.method} {path})", code="unknown_url")
         _expect(request, "GET")
         headers = [JSON, *exchange.headers()]
-        if path in GUARDED:
+        if guarded:
             admission = await self._parts.access.admit(request.headers, None)
             await admission.charge(0)
             body = self._guarded(path, admission)
@@ -103,6 +106,9 @@ class Front:
         traffic = self._parts.traffic
         if path == "/v1/models":
             return model_list(traffic.table, traffic.started, admission.may)
+        if path.startswith(MODEL):
+            name = path.removeprefix(MODEL)
+            return one_model(name, traffic.table, traffic.started, admission.may)
         if path == "/metrics":
             if not admission.may(path):
                 raise refusals.no_metrics()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,10 @@ from pydantic_core import ErrorDetails, from_json, to_json
 
 from toolkit.gateway.openai import ApiError
 from toolkit.gateway.requests import BODIES, Body, ChatBody, CompletionBody, Json
+from toolkit.gateway.table import PROMPT_LOGPROBS
 from toolkit.recipe.front import AllowSection, LimitsSection
 
+NOTHING: Mapping[str, str] = {}
 MAX_INPUTS = 2048
 """Texts in one request to completions or embeddings, as at OpenAI."""
 
@@ -54,9 +57,23 @@ class Asked:
 
 
 def read(
-    body: bytes, path: str, limits: LimitsSection, allow: AllowSection, max_length: int
+    body: bytes,
+    path: str,
+    limits: LimitsSection,
+    allow: AllowSection,
+    max_length: int,
+    *,
+    refuses: Mapping[str, str] = NOTHING,
 ) -> Asked:
     """Read the body of a request to ``path``.
+
+    Args:
+        body: Its bytes.
+        path: One of :data:`toolkit.gateway.requests.BODIES`.
+        limits: Of the one who asks.
+        allow: What the recipe allows.
+        max_length: Context of the engine, tokens.
+        refuses: What the engine cannot answer; see :class:`toolkit.gateway.table.Table`.
 
     Raises:
         ApiError: 400, with the field that is wrong as ``param``.
@@ -71,6 +88,7 @@ def read(
     if isinstance(request, ChatBody):
         _template(request, allow)
         _media(request, allow)
+    _answerable(request, refuses)
     _default_max_tokens(request, values, limits)
     stream = bool(values.get("stream"))
     options = values.get("stream_options") or {}
@@ -191,6 +209,29 @@ def _default_max_tokens(request: Body, values: Json, limits: LimitsSection) -> N
         values["max_completion_tokens"] = cap
     elif isinstance(request, CompletionBody):
         values["max_tokens"] = min(cap, 16)  # OpenAI's default
+
+
+def _answerable(request: Body, refuses: Mapping[str, str]) -> None:
+    """Refuse what the engine cannot answer, or would end of."""
+    why, param = refuses.get(PROMPT_LOGPROBS), asks_prompt_logprobs(request)
+    if why is not None and param is not None:
+        raise ApiError(
+            400,
+            f"'{param}' is not supported: this server {why}.",
+            code="not_supported",
+            param=param,
+        )
+
+
+def asks_prompt_logprobs(request: Body) -> str | None:
+    """The field that makes an engine score the prompt: vLLM reads ``echo`` with ``logprobs`` as that."""
+    if isinstance(request, ChatBody | CompletionBody):
+        if request.prompt_logprobs is not None:
+            return PROMPT_LOGPROBS
+        scores = request.top_logprobs if isinstance(request, ChatBody) else request.logprobs
+        if request.echo and scores is not None:
+            return "echo"
+    return None
 
 
 def _template(request: ChatBody, allow: AllowSection) -> None:

@@ -127,8 +127,10 @@ class _Visit:
         exchange.key_id, exchange.tenant = admission.key_id, admission.tenant
         exchange.key_class = admission.key_class
         body = await self.request.body(int(limits.max_body_mib * 2**20))
-        length = self.traffic.table.max_length
-        asked = caps.read(body, self.request.path, limits, self.section.allow, length)
+        told, path = self.traffic.table, self.request.path
+        asked = caps.read(
+            body, path, limits, self.section.allow, told.max_length, refuses=told.refuses
+        )
         exchange.stream = asked.stream
         if self.section.log_prompts:
             exchange.asked, exchange.answer = asked.values, []

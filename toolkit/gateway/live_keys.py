@@ -28,8 +28,8 @@ class LiveKeys:
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = path
         self._clock = clock
+        self._seen = self._identity()  # first: what changes while it is read counts as new
         self._keys = read(path)
-        self._seen = self._identity()
         self._looked_s = clock()
         self._failure: ToolkitError | None = None
         self._reading = asyncio.Lock()

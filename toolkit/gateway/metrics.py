@@ -14,6 +14,8 @@
 ``toolkit_ready``, ``toolkit_draining``       0 or 1
 ``toolkit_target_info``                       model, target, kind, version, run_id: always 1, for what is served now
 ``toolkit_target_weight``                     model, target: share of traffic, relative
+``toolkit_replicas``                          state: engines that are in it
+``toolkit_restarts_total``                    part (``front``, ``router``, ``replica-0``): started again
 ``toolkit_log_dropped_total``                 sink (``access_log``, ``traces``): lines that were lost
 ============================================  =====================================================
 
@@ -40,7 +42,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from toolkit.gateway.exchange import Exchange
-from toolkit.gateway.table import Table
+from toolkit.gateway.table import STATES, Table
 
 WHO = ("model", "target")
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120, 300, 600)
@@ -51,7 +53,7 @@ CODES = frozenset(
      "engine_error", "engine_overloaded", "engine_refused", "engine_timeout", "engine_unavailable",
      "integer_above_max_value", "array_above_max_length", "invalid_api_key", "invalid_type", "invalid_value",
      "method_not_allowed", "missing_required_parameter", "model_not_found", "not_allowed", "not_found",
-     "not_ready", "overloaded", "rate_limit_exceeded", "request_timeout", "request_too_large",
+     "not_ready", "not_supported", "overloaded", "rate_limit_exceeded", "request_timeout", "request_too_large",
      "server_stopping", "stream_broken", "unknown_parameter", "unknown_target", "unknown_url", "unsupported_endpoint",
      "authentication_error", "invalid_request_error", "not_found_error", "permission_error",
      "rate_limit_error", "server_error", "timeout_error"}
@@ -86,6 +88,21 @@ class _Drops(Collector):
         yield family
 
 
+class _Restarts(Collector):
+    """Restarts of parts: the supervisor counts, and a front that was started again is told."""
+
+    def __init__(self) -> None:
+        self.told: Mapping[str, int] = {}
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        family = CounterMetricFamily(
+            "toolkit_restarts", "Parts that were started again.", labels=["part"]
+        )
+        for part, count in self.told.items():
+            family.add_metric([part], count)
+        yield family
+
+
 class Metrics:
     """All series, in a registry of their own."""
 
@@ -113,6 +130,9 @@ class Metrics:
             "target_info", "What is served now.", *WHO, "kind", "version", "run_id"
         )
         self.weight = self._gauge("target_weight", "Share of traffic, relative.", *WHO)
+        self.replicas = self._gauge("replicas", "Engines by state.", "state")
+        self.restarts = _Restarts()
+        self.registry.register(self.restarts)
         self._series: dict[tuple[str, str], _Series] = {}
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
@@ -138,6 +158,9 @@ class Metrics:
         self.ready.set(table.ready)
         self.info.clear()
         self.weight.clear()
+        self.restarts.told = table.restarts
+        for state in STATES:
+            self.replicas.labels(state).set(table.replicas.get(state, 0))
         for route in table.routes:
             for t in route.targets:
                 self.info.labels(route.name, t.label, t.kind, t.version, t.run_id or "").set(1)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from toolkit.gateway.table import Table
+from toolkit.gateway.table import Route, Table
 
 TYPES = {
     400: "invalid_request_error",
@@ -113,21 +113,33 @@ def no_such_model(name: str) -> ApiError:
 
 def model_list(table: Table, created: float, may: Callable[[str], bool]) -> bytes:
     """The answer of ``/v1/models``: public names that the bearer may ask, with what stands behind them."""
-    models = [
-        {
-            "id": route.name,
-            "object": "model",
-            "created": int(created),
-            "owned_by": "toolkit",
-            "max_model_len": table.max_length,
-            "kind": route.targets[0].kind,
-            "version": route.targets[0].version,
-            "targets": [
-                {"label": t.label, "version": t.version, "weight": t.weight, "run_id": t.run_id}
-                for t in route.targets
-            ],
-        }
-        for route in table.routes
-        if may(route.name)
-    ]
+    models = [_model(route, table, created) for route in table.routes if may(route.name)]
     return json.dumps({"object": "list", "data": models}).encode()
+
+
+def one_model(name: str, table: Table, created: float, may: Callable[[str], bool]) -> bytes:
+    """The answer of ``/v1/models/NAME``.
+
+    Raises:
+        ApiError: 404; a name that the bearer may not ask is as unknown as it is in the list.
+    """
+    route = table.route(name)
+    if route is None or not may(name):
+        raise no_such_model(name)
+    return json.dumps(_model(route, table, created)).encode()
+
+
+def _model(route: Route, table: Table, created: float) -> dict[str, Any]:
+    return {
+        "id": route.name,
+        "object": "model",
+        "created": int(created),
+        "owned_by": "toolkit",
+        "max_model_len": table.max_length,
+        "kind": route.targets[0].kind,
+        "version": route.targets[0].version,
+        "targets": [
+            {"label": t.label, "version": t.version, "weight": t.weight, "run_id": t.run_id}
+            for t in route.targets
+        ],
+    }

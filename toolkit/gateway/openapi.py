@@ -14,6 +14,7 @@ SUMMARIES = {
     "/v1/completions": "A continuation of a text",
     "/v1/embeddings": "Vectors of texts",
     "/v1/models": "What is served",
+    "/v1/models/{model}": "One model of what is served",
     "/healthz": "Whether the server runs",
     "/readyz": "Whether it takes requests",
     "/metrics": "For Prometheus",
@@ -107,6 +108,14 @@ def _get(path: str) -> dict[str, Any]:
             **{status: _refused(REFUSALS[status]) for status in ("401", "404", "429", "503")},
         },
     }
+    if path.endswith("{model}"):
+        name = {
+            "name": "model",
+            "in": "path",
+            "required": True,
+            "schema": {"type": "string", "minLength": 1},
+        }
+        operation["parameters"] = [name]
     if path in {"/healthz", "/readyz", "/openapi.json"}:
         operation["security"] = []
     return operation

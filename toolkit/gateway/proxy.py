@@ -117,17 +117,11 @@ class _Stream:
         try:
             await self._pass(response)
             if not self._events.done and self._events.error is None:
-                raise ApiError(
-                    502, "The engine broke off in the middle of its answer.", code="stream_broken"
-                )
+                raise broken_off()
         except BROKEN as error:
             response.close()
             self._exchange.cause = repr(error)
-            await self._break_off(
-                ApiError(
-                    502, "The engine broke off in the middle of its answer.", code="stream_broken"
-                )
-            )
+            await self._break_off(broken_off())
         except ApiError as error:
             response.close()
             await self._break_off(error)
@@ -204,6 +198,11 @@ class _Stream:
         elif events.events:
             exchange.completion_tokens = events.events
             exchange.estimated = True
+
+
+def broken_off() -> ApiError:
+    """The engine's stream ended before its last event."""
+    return ApiError(502, "The engine broke off in the middle of its answer.", code="stream_broken")
 
 
 def stopping() -> ApiError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from toolkit.gateway.openai import ApiError
 
@@ -59,26 +60,20 @@ def cannot_check(what: str) -> ApiError:
 def too_fast(kind: str, who: str, limit: int, requested: int, wait_s: float) -> ApiError:
     """A limit per minute is used up; ``kind`` is ``requests`` or ``tokens``."""
     short = f"{kind} per min ({'RPM' if kind == 'requests' else 'TPM'})"
-    return ApiError(
-        429,
-        f"Rate limit reached for {who} on {short}: Limit {limit}, Requested {requested}. "
-        f"Please try again in {duration(wait_s)}.",
-        type=kind,
-        code="rate_limit_exceeded",
-        headers=retry_after(wait_s),
-    )
+    numbers = f"Limit {limit}, Requested {requested}. Please try again in {duration(wait_s)}."
+    text = f"Rate limit reached for {who} on {short}: {numbers}"
+    return _limited(kind, text, retry_after(wait_s))
 
 
 def too_large(who: str, limit: int, requested: int) -> ApiError:
     """One request wants more tokens than a whole minute has: waiting does not help, and clients are told so."""
-    return ApiError(
-        429,
-        f"Request too large for {who} on tokens per min (TPM): Limit {limit}, Requested {requested}. "
-        "The prompt and max_tokens must be reduced.",
-        type="tokens",
-        code="rate_limit_exceeded",
-        headers={"x-should-retry": "false"},
-    )
+    numbers = f"Limit {limit}, Requested {requested}. The prompt and max_tokens must be reduced."
+    text = f"Request too large for {who} on tokens per min (TPM): {numbers}"
+    return _limited("tokens", text, {"x-should-retry": "false"})
+
+
+def _limited(kind: str, text: str, headers: Mapping[str, str]) -> ApiError:
+    return ApiError(429, text, type=kind, code="rate_limit_exceeded", headers=headers)
 
 
 def overloaded(limit: int) -> ApiError:

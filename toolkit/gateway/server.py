@@ -25,7 +25,7 @@ GRACE_S = 2
 class OneWrite:
     """A transport that sends a response's head together with what follows: one packet and one system call less.
 
-    The application sends a body right after each head.
+    The application sends a body right after each head; an answer that ends without one is flushed.
     """
 
     def __init__(self, transport: asyncio.Transport) -> None:
@@ -45,10 +45,14 @@ class OneWrite:
             return
         self._transport.write(data)
 
-    def close(self) -> None:
-        """Send what was kept, and close."""
+    def flush(self) -> None:
+        """Send what was kept: there is no body behind a head that answers ``HEAD``."""
         if self._head:
             self.write(b"")
+
+    def close(self) -> None:
+        """Send what was kept, and close."""
+        self.flush()
         self._transport.close()
 
 
@@ -60,7 +64,8 @@ class StrictProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for a first request, not for ever."""
-        super().connection_made(OneWrite(transport))  # type: ignore[arg-type]
+        self._out = OneWrite(transport)
+        super().connection_made(self._out)  # type: ignore[arg-type]
         self._expect_headers()
 
     def on_message_begin(self) -> None:
@@ -86,6 +91,11 @@ class StrictProtocol(HttpToolsProtocol):
         """The deadline is met."""
         self._met()
         super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        """An answer is over."""
+        self._out.flush()
+        super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is expected any more."""

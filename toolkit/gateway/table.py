@@ -11,6 +11,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+STATES = ("starting", "proving", "ready", "waiting", "stopped")
+"""What an engine can be in; ``waiting`` is for its next start."""
+
+PROMPT_LOGPROBS = "prompt_logprobs"
+"""A name in :attr:`Table.refuses`: logprobs of the tokens of the prompt."""
+
 
 @dataclass(frozen=True)
 class Target:
@@ -54,6 +60,10 @@ class Table:
         ready: What ``/readyz`` says.
         reason: Why it is not ready: ``starting: loading weights``, ``draining``, ``proof failed: ...``.
         certificate: The JSON of ``/toolkit/certificate``; empty until the proofs are done.
+        replicas: How many engines are in each of :data:`STATES`.
+        restarts: How often each part was started again: ``front``, ``replica-0``, ``router``.
+        refuses: What the engine cannot answer (:data:`PROMPT_LOGPROBS`), and why, by the table of
+            :mod:`toolkit.preflight.requests`.
     """
 
     upstream: str | None
@@ -62,6 +72,9 @@ class Table:
     ready: bool
     reason: str | None = None
     certificate: Mapping[str, Any] = field(default_factory=dict)
+    replicas: Mapping[str, int] = field(default_factory=dict)
+    restarts: Mapping[str, int] = field(default_factory=dict)
+    refuses: Mapping[str, str] = field(default_factory=dict)
 
     def route(self, name: str) -> Route | None:
         """The route of a public name."""

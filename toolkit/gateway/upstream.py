@@ -37,7 +37,7 @@ class Upstream:
             return await self._session.post(url, data=body, headers=headers, allow_redirects=False)
         except aiohttp.ClientConnectorError as error:
             raise unavailable() from error
-        except (aiohttp.ClientConnectionError, TimeoutError) as error:
+        except (aiohttp.ClientError, TimeoutError) as error:  # gone, silent, or not HTTP
             raise broken(error) from error
 
     async def close(self) -> None:

@@ -126,7 +126,7 @@ def read_adapter(folder: Path) -> AdapterFacts:
         config,
         weights=weights,
         added_tokens=read_json(folder / "added_tokens.json") or {},
-        base_hash=_text(reference.get("hashes"), "base"),
+        base_hash=_text(reference.get("digests"), "base"),
         is_zero=bool(seconds) and all_zero(weights, seconds, _ZERO_LIMIT) is True,
     )
 

@@ -190,7 +190,7 @@ def vocabulary(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
 @rule(
     "adapter.base",
     "the adapter was trained on this base",
-    "adapter_config.json: base_model_name_or_path; reference.json: hashes.base",
+    "adapter_config.json: base_model_name_or_path; reference.json: digests.base",
     "serve the adapter on the base it was trained on, or train it again on this one",
 )
 def base(recipe: Recipe, facts: Facts) -> Iterator[Finding]:

@@ -175,6 +175,16 @@ SUPPORT = (
     Support("sglang", "cuda", _F.gguf, _OK, _SGLANG_GGUF),
 )
 
+ADAPTERS: tuple[tuple[str, str, str], ...] = (
+    (
+        "vllm",
+        "lora/layers/base_linear.py: the layer's own quant_method computes, and LoRA's product is added to it",
+        "W4A16 on vllm 0.32.0 cpu equal to the same weights unpacked (`tests/integration`); W4A16 on an H200 for speed",
+    ),
+    ("sglang", "srt/lora/layers.py: base_layer.quant_method.apply, then the adapter's product", ""),
+)
+"""Adapters on quantized weights, by engine: source, and where it was seen. Whatever format loads takes them."""
+
 ALTERNATIVE: Mapping[WeightFormat, str] = {
     WeightFormat.w4a16: "serve it with vLLM on a GPU of capability 7.5 or more",
     WeightFormat.w8a16: "use `bits: 4`, or method int8",

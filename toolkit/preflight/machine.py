@@ -104,7 +104,7 @@ def _fetched(plan: Plan, workspace: Workspace) -> Path | None:
 def weights_hash(artifact: Path) -> str | None:
     """Digest of a base's weights, from the digests in its manifest: no weight is read.
 
-    The same number as ``hashes.base`` in the ``reference.json`` of an exported adapter.
+    The same number as ``digests.base`` in the ``reference.json`` of an exported adapter.
     """
     files = (read_json(artifact / "manifest.json") or {}).get("files") or {}
     weights = {

@@ -252,7 +252,7 @@ def _is_of_base(recipe: Recipe, section: QuantizeSection) -> bool:
 @rule(
     "serve.options",
     "the engine has every option that the recipe sets, and they go together",
-    "engines/options.py: one row per option and engine, each conflict with its place in the source",
+    "engines/conflicts.py: each with its place in the engine's source",
     "remove the key, or take the engine that has it",
 )
 def options(recipe: Recipe, facts: Facts) -> Iterator[Finding]:

@@ -28,7 +28,7 @@ def likely_cause(folder: Path, base: Path) -> str | None:
 def unloadable(folder: Path, base: Path) -> str | None:
     """What makes an adapter dangerous to load: SGLang 0.5.17 dies of a wrong shape, vLLM 0.26 serves garbage.
 
-    To be asked before an adapter is sent to a live engine; reads headers alone, in milliseconds.
+    Preflight asks the same before an adapter is sent to an engine; this reads headers alone, in milliseconds.
     """
     path = folder / WEIGHTS
     if not path.is_file():

@@ -8,7 +8,7 @@ Neither is better for every model, so it is measured for this one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from toolkit.recipe.recipe import ON, Recipe
 
@@ -18,65 +18,103 @@ TIE = 0.1
 which costs nothing per adapter."""
 
 Numbers = Mapping[str, Mapping[str, float]]
-"""Subject -> metrics of its serve step and of its evaluation."""
+"""Subject -> ``kl_to_trained`` of its serve step and the task metric of its evaluation."""
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """Two ways to serve one tuned model.
+
+    Attributes:
+        subjects: Adapters on quantized bases and quantized merged models, as ``serve.models`` orders them.
+        prefer: ``serve.prefer``.
+        metric: The task metric that decides a tie; None where nothing is evaluated.
+    """
+
+    subjects: tuple[str, ...]
+    prefer: str
+    metric: str | None = None
+
+    @property
+    def on_base(self) -> tuple[str, ...]:
+        """Adapters on a quantized base."""
+        return tuple(s for s in self.subjects if s.startswith(ON))
+
+    @property
+    def merged(self) -> tuple[str, ...]:
+        """Quantized merged models."""
+        return tuple(s for s in self.subjects if not s.startswith(ON))
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which subject is served, and why."""
+    """Which subject is served, why, and what was measured of each."""
 
     subject: str
     why: str
+    numbers: Numbers = field(default_factory=dict)
 
 
-def rivals(recipe: Recipe) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Served subjects that are an adapter on a quantized base, and those that are quantized merged models."""
-    merged = {q.label for q in recipe.quantize if q.of == "merged"}
-    served = recipe.served if recipe.train else ()
-    return (
-        tuple(s for s in served if s.startswith(ON)),
-        tuple(s for s in served if s in merged),
-    )
+def rivals(recipe: Recipe) -> Rivals | None:
+    """The two ways that a recipe serves; None when it serves at most one of them."""
+    if recipe.serve is None or recipe.train is None:
+        return None
+    quantized = {q.label for q in recipe.quantize if q.of == "merged"}
+    subjects = tuple(s for s in recipe.served if s.startswith(ON) or s in quantized)
+    found = Rivals(subjects, recipe.serve.prefer, _metric(recipe))
+    return found if found.on_base and found.merged else None
 
 
-def choose(recipe: Recipe, numbers: Numbers) -> Choice | None:
-    """Choose between the two ways; None when the recipe serves at most one of them.
+def numbers_of(subject: str, served: Mapping[str, float], scored: Mapping[str, float]) -> Numbers:
+    """What counts of a subject: the divergence of its serve step, all else of its evaluation.
+
+    A serve step's own score is of the two rows that it asks: not the task metric.
+    """
+    kl = {KL: served[KL]} if KL in served else {}
+    return {subject: {**scored, **kl}}
+
+
+def choose(rivals: Rivals, numbers: Numbers) -> Choice:
+    """Choose between the two ways.
 
     Args:
-        recipe: With ``serve.prefer``.
+        rivals: Of the recipe.
         numbers: What was measured; subjects that were not are missing.
     """
-    on_base, merged = rivals(recipe)
-    if recipe.serve is None or not on_base or not merged:
-        return None
-    if recipe.serve.prefer == "adapter":
-        return Choice(on_base[0], "serve.prefer is 'adapter'")
-    if recipe.serve.prefer == "merged":
-        return Choice(merged[0], "serve.prefer is 'merged'")
-    missing = [s for s in (*merged, *on_base) if KL not in numbers.get(s, {})]
+    kept = {KL, rivals.metric}
+    numbers = {s: {k: v for k, v in of.items() if k in kept} for s, of in numbers.items()}
+    shown = _shown(rivals, numbers)
+    if rivals.prefer != "measured":
+        first = (rivals.on_base if rivals.prefer == "adapter" else rivals.merged)[0]
+        return Choice(first, "; ".join([f"serve.prefer is {rivals.prefer!r}", *shown]), numbers)
+    missing = [s for s in (*rivals.merged, *rivals.on_base) if KL not in numbers.get(s, {})]
     if missing:
-        first = next(s for s in recipe.served if s in (*on_base, *merged))
         why = f"{', '.join(missing)} not measured yet: `toolkit run` does that"
-        return Choice(first, why)
-    return _nearest((*merged, *on_base), numbers, _metric(recipe))
+        return Choice(rivals.subjects[0], why, numbers)
+    why = f"measured against what was trained ({'; '.join(shown)})"
+    return Choice(_nearest(rivals, numbers), why, numbers)
 
 
-def _nearest(subjects: Sequence[str], numbers: Numbers, metric: str | None) -> Choice:
+def _nearest(rivals: Rivals, numbers: Numbers) -> str:
+    subjects, metric = (*rivals.merged, *rivals.on_base), rivals.metric
     best = min(numbers[s][KL] for s in subjects)
     tied = [s for s in subjects if numbers[s][KL] <= best * (1 + TIE)]
-    scored = metric is not None and all(metric in numbers[s] for s in tied)
-    if len(tied) > 1 and metric is not None and scored:
+    if metric is not None and all(metric in numbers[s] for s in tied):
         tied.sort(key=lambda s: -numbers[s][metric])
-    return Choice(tied[0], _shown(subjects, numbers, metric))
+    return tied[0]
 
 
-def _shown(subjects: Sequence[str], numbers: Numbers, metric: str | None) -> str:
+def _shown(rivals: Rivals, numbers: Numbers) -> Sequence[str]:
+    """The numbers of every subject that has some, in words."""
     parts = []
-    for subject in subjects:
-        score = numbers[subject].get(metric) if metric else None
-        shown = "" if score is None else f", {metric} {score:.3f}"
-        parts.append(f"{subject}: KL {numbers[subject][KL]:.4f}{shown}")
-    return f"measured against what was trained ({'; '.join(parts)})"
+    for subject in (*rivals.merged, *rivals.on_base):
+        found = numbers.get(subject, {})
+        said = [f"KL {found[KL]:.4f}"] if KL in found else []
+        if rivals.metric and rivals.metric in found:
+            said.append(f"{rivals.metric} {found[rivals.metric]:.3f}")
+        if said:
+            parts.append(f"{subject}: {', '.join(said)}")
+    return parts
 
 
 def _metric(recipe: Recipe) -> str | None:

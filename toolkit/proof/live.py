@@ -51,6 +51,19 @@ class Live:
         )
         return [int(i) for i in self.client.post(asked.path, asked.body)["tokens"]]
 
+    def question_ids(self, text: str) -> list[int]:
+        """Ids of a chat in which a user says ``text``; of the text alone where the model has no chat template.
+
+        Raises:
+            EngineError: The engine refuses, or does not answer.
+        """
+        model_id = self.target.model_id
+        try:
+            return self.ids(model_id, StoredConversation("", ({"role": "user", "content": text},)))
+        except RefusedError:
+            answer = self._post(Request("/tokenize", {"model": model_id, "prompt": text}))
+            return [int(i) for i in answer["tokens"]]
+
     def score(self, model_id: str, ids: Sequence[int], places: Sequence[int]) -> Scored:
         """Logprobs of ``ids`` at ``places`` under a model or an adapter.
 

@@ -132,7 +132,7 @@ def prove_adapter(
 
 
 def require_loadable(name: str, folder: Path, base: Path) -> None:
-    """Refuse an adapter that would break a live engine; to be called before it is sent there. Reads headers alone.
+    """Refuse an adapter whose files no proof can speak of; preflight does so before it is loaded. Reads headers alone.
 
     Raises:
         ProofError: Its file is cut off, holds no LoRA, or has shapes of another base.
@@ -258,8 +258,7 @@ def _unscored(live: Live, of_base: Reference | None) -> tuple[StoredRow, ...]:
     """Tokens to ask for where the training side said nothing: enough to see whether an adapter acts."""
     if of_base and of_base.rows:
         return tuple(StoredRow(r.name, r.ids, r.start, ()) for r in of_base.rows)
-    asked = reference.StoredConversation("unscored", ({"role": "user", "content": _QUESTION},))
-    ids = tuple(live.ids(live.target.model_id, asked))
+    ids = tuple(live.question_ids(_QUESTION))
     return (StoredRow("unscored", (*ids, *[ids[-1]] * 8), len(ids), ()),)
 
 

@@ -14,6 +14,11 @@ W4A16 (GPTQ), beside its own forward       0.089     0.43      0.0028
 W4A16 (GPTQ), beside the full model        0.72      3.7       0.21
 =========================================  ========  ========  ========
 
+On an H200, vLLM 0.26 and another adapter of the demo, training side in fp32: bf16 base 0.060, adapter 0.064; fp16 base
+0.0054, adapter 0.0071. Against a training side in bf16 there: base 0.048 to 0.071, adapter 0.097 (SGLang 0.5.17), 0.108
+(vLLM), and 0.108 to 0.114 for vLLM in fp16, so most of it was the training side's own rounding. It computes in fp32
+now wherever the model fits.
+
 What is wrong is further away (bf16, adapter): one layer of 30 missing 0.157, alpha 10 % too large 0.26, half of the
 layers missing 1.43, rsLoRA ignored 1.40, zero 1.86. ``docs/explanation/proofs.md`` has the whole table.
 """
@@ -45,13 +50,15 @@ class Tolerance:
 
 BY_PRECISION: Mapping[str, Tolerance] = {
     "fp32": Tolerance(0.001, True),
-    "fp16": Tolerance(0.05, False),
+    "fp16": Tolerance(0.02, True),
     "bf16": Tolerance(0.12, True),
     "fp8": Tolerance(0.2, False),
     "int8": Tolerance(0.2, False),
     "int4": Tolerance(0.2, True),
 }
 """Beside the forward of the same weights, from fine to coarse: about twice what was measured."""
+STORED: Mapping[str, Tolerance] = {"fp16": Tolerance(0.1, False), "bf16": Tolerance(0.2, True)}
+"""Where the training side itself had no room for fp32: both sides round."""
 ACROSS: Mapping[str, Tolerance] = {
     "fp8": Tolerance(0.5, False),
     "int8": Tolerance(0.5, False),
@@ -76,7 +83,8 @@ def bound(target: ProofTarget, reference: Reference, base: str | None = None) ->
     across = (other or reference.trained_on == "nf4") and precision in ACROSS
     found = ACROSS[precision] if across else BY_PRECISION[precision]
     named = f"{precision} base" if across else precision
-    return target.settings.tolerance or found.mean, named
+    rounded = STORED.get(reference.precision, found)
+    return target.settings.tolerance or max(found.mean, rounded.mean), named
 
 
 def noise_bound(target: ProofTarget) -> float:

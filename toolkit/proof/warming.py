@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 from toolkit.proof import ProofTarget, ServedAdapter, WarmUp
 from toolkit.proof.live import Live
-from toolkit.proof.reference import StoredConversation
 
 SHORT, MIDDLE = 16, 512
 NEW_TOKENS = 4
@@ -58,8 +57,5 @@ def _asked(
 
 def _plain_token(live: Live) -> int:
     """Any token of a chat; the last but a few is text or a line end."""
-    ids = live.ids(
-        live.target.model_id,
-        StoredConversation("warm-up", ({"role": "user", "content": "Hello there, how are you?"},)),
-    )
+    ids = live.question_ids("Hello there, how are you?")
     return ids[len(ids) // 2]

@@ -15,17 +15,16 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from toolkit.engines import ENGINES, Call, Engine
-from toolkit.engines.client import Client
+from toolkit.engines import ENGINES, Engine
 from toolkit.errors import EngineError
 from toolkit.gateway.table import Route
 from toolkit.serving import orders
 from toolkit.serving.desired import STABLE, Desired, Memory, ensure_unchanged
 from toolkit.serving.fleet import Fleet
+from toolkit.serving.loading import Engines
 from toolkit.serving.room import Room
 from toolkit.serving.state import AdapterSpec, Endpoint
 from toolkit.serving.watch import Watcher
@@ -34,7 +33,6 @@ FILE = "adapters.json"
 POLL_S = 0.1
 DRAIN_S = 600.0
 """Seconds that open requests on an old version get; then it is unloaded under them (vLLM lets them finish even so)."""
-LOAD_TIMEOUT_S = 300.0
 
 
 @dataclass
@@ -69,12 +67,13 @@ class AdapterSet:
 
     def __init__(self, fleet: Fleet, check: Callable[[AdapterSpec], None] | None = None) -> None:
         self._fleet = fleet
-        self._engine: Engine = ENGINES[fleet.spec.section.engine]()
+        engine: Engine = ENGINES[fleet.spec.section.engine]()
+        self._engines = Engines(fleet, engine, self._say)
         self._recipe = Desired(fleet.spec.adapters)
         watched = fleet.spec.section.watch_s is not None
         self._memory = Memory(fleet.spec.place / FILE, watched=watched)
         self._now = self._memory.recall(self._recipe)
-        self._room = Room.of(fleet.spec, self._now.specs, self._engine, check)
+        self._room = Room.of(fleet.spec.with_room(self._now.specs), self._now.specs, engine, check)
         self._retiring: frozenset[str] = frozenset()
         self._told = True  # the front has the newest routes
         self._changing = threading.Lock()
@@ -141,8 +140,8 @@ class AdapterSet:
         """
         had = {spec.lora_name for spec in loaded}
         wanted = self._now.by_lora_name
-        shown = self._bring(endpoint, [s for name, s in wanted.items() if name not in had])
-        self._forget(endpoint, had - wanted.keys())
+        shown = self._engines.bring(endpoint, [s for name, s in wanted.items() if name not in had])
+        self._engines.forget(endpoint, had - wanted.keys())
         return shown
 
     def handle(
@@ -173,6 +172,9 @@ class AdapterSet:
             | {"version": name.partition("@")[2], "in_flight": open_now.get(self._id(name), 0)}
             for name in sorted(self._retiring)
         ]
+
+    def _say(self, doing: str) -> None:
+        self.doing = doing
 
     def _row(self, spec: AdapterSpec, open_now: Mapping[str, int]) -> dict[str, Any]:
         return {
@@ -213,7 +215,7 @@ class AdapterSet:
             if not endpoints:
                 raise EngineError("no replica is ready", "see `toolkit serve --status`; try again")
             try:
-                self._bring_all(endpoints, new)
+                self._engines.bring_all(endpoints, new)
                 change.seconds["load"] = _since(began)
                 began = time.monotonic()
                 self._memory.keep(self._recipe, after)
@@ -221,31 +223,12 @@ class AdapterSet:
                 self.doing = "taking it back"
                 keep = self._now.by_lora_name.keys() | self._retiring
                 for endpoint in endpoints:
-                    self._forget(endpoint, {s.lora_name for s in new} - keep)
+                    self._engines.forget(endpoint, {s.lora_name for s in new} - keep)
                 raise
             self._now = after
             self._retiring = (self._retiring | gone) - after.by_lora_name.keys()
         self._publish()
         change.seconds["route"] = _since(began)
-
-    def _bring_all(self, endpoints: Sequence[Endpoint], new: Sequence[AdapterSpec]) -> None:
-        """On every replica at once; raises the first failure when all have ended."""
-        with ThreadPoolExecutor(len(endpoints)) as pool:
-            running = [pool.submit(self._bring, endpoint, new) for endpoint in endpoints]
-        for done in running:
-            done.result()
-
-    def _bring(self, endpoint: Endpoint, specs: Sequence[AdapterSpec]) -> Mapping[str, Any]:
-        """Load what is missing in one engine and prove all of it."""
-        there = self._loaded(endpoint) if specs else frozenset()
-        for spec in specs:
-            if spec.lora_name not in there:
-                self.doing = f"loading {spec.lora_name} on replica {endpoint.index}"
-                self._send(endpoint, self._engine.load_adapter(spec.lora_name, spec.place))
-        if not specs:
-            return {}
-        self.doing = f"proving {', '.join(s.lora_name for s in specs)} on replica {endpoint.index}"
-        return self._fleet.prove(endpoint, specs)
 
     def _publish(self) -> None:
         """Tell the front; one that does not answer is told again before anything is unloaded."""
@@ -278,7 +261,7 @@ class AdapterSet:
         with self._changing, self._fleet.changing():
             still = names & self._retiring  # a roll-back may have called one again
             for endpoint in self._fleet.endpoints():
-                self._forget(endpoint, still)
+                self._engines.forget(endpoint, still)
             self._retiring -= still
         change.unloaded = tuple(sorted(still))
 
@@ -299,23 +282,6 @@ class AdapterSet:
         if added:
             self._room.refuse_full(len(before.by_lora_name), len(retiring), len(added), spare)
 
-    def _loaded(self, endpoint: Endpoint) -> AbstractSet[str]:
-        return {name for name in Client(endpoint.url).models() if "@" in name}
-
-    def _forget(self, endpoint: Endpoint, names: AbstractSet[str]) -> None:
-        """Unload what is there; an engine that does not answer is started again, without them."""
-        try:
-            for name in sorted(names & self._loaded(endpoint)) if names else ():
-                self._send(endpoint, self._engine.unload_adapter(name))
-        except EngineError as error:
-            self._fleet.event("note", text=f"replica {endpoint.index}: {error.message}")
-
-    def _send(self, endpoint: Endpoint, call: Call) -> None:
-        Client(endpoint.url, timeout_s=LOAD_TIMEOUT_S).call(call)
-
 
 def _since(began: float) -> float:
     return round(time.monotonic() - began, 3)
-
-
-__all__ = ["AdapterSet", "Change"]

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import http.server
 import json
+import logging
 import os
 import shutil
 import socket
@@ -17,7 +18,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from toolkit.errors import EngineError, ToolkitError
+from toolkit.errors import EngineError, ToolkitError, UsageError
+
+logger = logging.getLogger(__name__)
 
 LONGEST_PATH = 100
 """Bytes of a socket's path; the kernel takes 107."""
@@ -99,6 +102,16 @@ def _json(content: bytes) -> dict[str, Any]:
     return values if isinstance(values, dict) else {"value": values}
 
 
+def _object(content: bytes) -> dict[str, Any]:
+    try:
+        body = json.loads(content or b"{}")
+    except ValueError as error:
+        raise UsageError(f"the body is not JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise UsageError("the body is not a JSON object")
+    return body
+
+
 class ControlServer:
     """Answers on a Unix socket in threads of its own; only its owner can open it."""
 
@@ -143,12 +156,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _serve(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
         try:
-            body = json.loads(self.rfile.read(length) or b"{}")
+            body = _object(self.rfile.read(length))
             status, answer = self.server.handle_json(self.command, urlsplit(self.path).path, body)
         except ToolkitError as error:
             status, answer = 409, {"error": {"message": error.message, "hint": error.hint}}
-        except ValueError as error:
-            status, answer = 400, {"error": {"message": f"the body is not JSON: {error}"}}
+        except Exception as error:  # whoever asked gets a word, and the log the rest
+            logger.exception("%s %s", self.command, self.path)
+            text = f"{self.command} {self.path} failed: {error!r}"
+            status, answer = 500, {"error": {"message": text, "hint": "this is a fault of toolkit"}}
         content = json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")

@@ -235,14 +235,24 @@ class Memory:
         return merged(said, recipe, now, watched=self.watched)
 
     def keep(self, recipe: Desired, now: Desired) -> None:
-        """Write the file: whole or not at all, on disk when this returns."""
+        """Write the file: whole or not at all, on disk when this returns.
+
+        Raises:
+            ArtifactError: It cannot be written.
+        """
         values = {"schema": 1, "recipe": _plain(recipe), "adapters": _plain(now)}
         part = self.file.with_suffix(".part")
-        with part.open("w") as file:
-            json.dump(values, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(self.file)
+        try:
+            with part.open("w") as file:
+                json.dump(values, file, indent=1)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(self.file)
+        except OSError as error:
+            raise ArtifactError(
+                f"{self.file} cannot be written: {error.strerror}",
+                "make room there; without it, adapters would be others after a restart",
+            ) from error
 
 
 def merged(said: Desired, recipe: Desired, now: Desired, *, watched: bool = False) -> Desired:

@@ -12,23 +12,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from toolkit.engines.failures import last_lines
 from toolkit.errors import EngineError
 from toolkit.gateway.settings import GatewaySettings
 from toolkit.gateway.table import Table
 from toolkit.serving.control import request
-from toolkit.serving.parts import Owner, Part, StopRequestedError
+from toolkit.serving.parts import Answering, Owner, StopRequestedError
 
 START_S = 60.0
 """What the front may take to listen: imports on a busy machine."""
 ANSWER_S = 5.0
-SILENT = 3
-"""Questions in a row without an answer after which it counts as hung."""
 END_S = 3.0
 """What it gets between SIGTERM and SIGKILL; its requests are drained before."""
 
 
-class Front(Part):
+class Front(Answering):
     """See :mod:`toolkit.gateway`.
 
     Args:
@@ -39,29 +36,29 @@ class Front(Part):
     """
 
     def __init__(self, owner: Owner, settings: GatewaySettings, place: Path, table: Table) -> None:
-        super().__init__("front", owner)
+        super().__init__("front", owner, place / "front.log")
         self.settings = settings
         self._file = place / "front.json"
-        self._log = place / "front.log"
         self._table = table
         self._sending = threading.Lock()
-        self._draining = False
+        self._sent = False
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         self.url = f"http://{host}:{settings.port}"
 
     def push(self, make: Callable[[], Table]) -> None:
-        """Send a table, made when it is its turn; a front that is down gets the newest one when it is back.
+        """Send a table, made when it is its turn; a front that does not take it gets it when it answers again.
 
         Raises:
             EngineError: It did not take the table.
         """
         with self._sending:
-            self._table = make()
+            self._table, self._sent = make(), False
             self._send()
 
     def _send(self) -> None:
         control = self.settings.control
         request(control, "PUT", "/table", self._table.to_json(), timeout_s=ANSWER_S)
+        self._sent = True
 
     def status(self) -> dict[str, Any]:
         """What the front counts.
@@ -71,15 +68,31 @@ class Front(Part):
         """
         return request(self.settings.control, "GET", "/status", timeout_s=ANSWER_S)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is open; one that is too busy to say so has some."""
+        try:
+            return not self.status().get("open")
+        except EngineError:
+            return self.state.state != "ready"
+
     def drain(self, deadline_s: float) -> None:
         """Tell it to take no new requests.
 
         Raises:
             EngineError: It does not answer.
         """
-        self._draining = True  # it ends by itself when all is answered
+        self.may_end = True  # when all is answered
         body: Mapping[str, Any] = {"deadline_s": deadline_s}
         request(self.settings.control, "POST", "/drain", body, timeout_s=ANSWER_S)
+
+    def ask(self) -> None:
+        """See :class:`Answering`; a table that was lost is sent again."""
+        with self._sending:
+            if not self._sent:
+                self._send()
+                return
+        self.status()
 
     def live(self) -> None:
         """One life of the process."""
@@ -89,7 +102,7 @@ class Front(Part):
             self._await_answer(process)
             self.become("ready", pid=process.pid, url=self.url)
             self.ready_once.set()
-            self._watch(process)
+            self.watch(process)
         finally:
             _end(process)
 
@@ -99,7 +112,7 @@ class Front(Part):
             out.write(self.settings.model_dump_json(indent=1))
         with contextlib.suppress(FileNotFoundError):
             self.settings.control.unlink()
-        with self._log.open("wb") as log:
+        with self.log.open("wb") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "toolkit.gateway", str(self._file)],
                 stdin=subprocess.PIPE,  # its end tells the front that its supervisor is gone
@@ -111,41 +124,14 @@ class Front(Part):
     def _await_answer(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + START_S
         while True:
-            self._check(process)
+            self.check(process)
             with contextlib.suppress(EngineError), self._sending:
                 self._send()
                 return
             if time.monotonic() > deadline:
-                raise EngineError(f"the front did not listen in {START_S:.0f} s", self._hint)
+                raise EngineError(f"the front did not listen in {START_S:.0f} s", self.hint)
             if self.stopping.wait(0.1):
                 raise StopRequestedError
-
-    def _watch(self, process: subprocess.Popen[bytes]) -> None:
-        silent, asked = 0, time.monotonic()
-        while not self.stopping.wait(self.owner.health.poll_s):
-            if self._draining and process.poll() is not None:
-                return
-            self._check(process)
-            if time.monotonic() - asked < self.owner.health.shallow_s:
-                continue
-            try:
-                self.status()
-                silent = 0
-            except EngineError as error:
-                silent += 1
-                if silent >= SILENT:
-                    raise EngineError(f"the front hangs: {error.message}", self._hint) from None
-            asked = time.monotonic()
-
-    def _check(self, process: subprocess.Popen[bytes]) -> None:
-        code = process.poll()
-        if code is not None:
-            text = last_lines(self._log.read_text(errors="replace"))
-            raise EngineError(f"the front ended with exit code {code}\n{text}", self._hint)
-
-    @property
-    def _hint(self) -> str:
-        return f"its log is {self._log}"
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

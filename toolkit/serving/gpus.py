@@ -57,9 +57,19 @@ def query() -> list[Gpu]:
 
 
 def read(text: str) -> list[Gpu]:
-    """Read the answer to :data:`QUERY`."""
+    """Read the answer to :data:`QUERY`.
+
+    Raises:
+        EngineError: It is no number: `[N/A]`, `[Unknown Error]`.
+    """
     rows = (line.split(",") for line in text.splitlines() if line.strip())
-    return [Gpu(i.strip(), u.strip(), int(t), int(f)) for i, u, t, f in rows]
+    try:
+        return [Gpu(i.strip(), u.strip(), int(t), int(f)) for i, u, t, f in rows]
+    except ValueError:
+        raise EngineError(
+            f"nvidia-smi does not say how much memory the GPUs have: {text.strip()!r}",
+            "a GPU that shares the host's memory, or one in an error state; see `nvidia-smi`",
+        ) from None
 
 
 def visible(gpus: Sequence[Gpu], environ: Mapping[str, str] | None = None) -> list[Gpu]:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import logging
+import subprocess
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Protocol, Self
 
+from toolkit.engines.failures import last_lines
 from toolkit.errors import EngineError, ToolkitError
 from toolkit.serving.restarts import Restarts
 from toolkit.serving.state import PartState
+
+SILENT = 3
+"""Questions in a row without an answer after which a process counts as hung."""
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +83,8 @@ class Part:
         self.stopping = threading.Event()
         self.ready_once = threading.Event()
         self._state = PartState(name, "starting")
-        self._thread = threading.Thread(target=self._keep, name=name)
+        # A daemon: a part that does not end holds no process back, and its guard ends what it started.
+        self._thread = threading.Thread(target=self._keep, name=name, daemon=True)
 
     @property
     def state(self) -> PartState:
@@ -129,9 +137,7 @@ class Part:
             return False
         except ToolkitError as error:
             return self._may_start_again(error)
-        except (
-            Exception
-        ) as error:  # a fault of ours must not leave a server that is up in name only
+        except Exception as error:  # a fault of ours must not leave a server up in name only
             logger.exception("%s", self.name)
             self.owner.failed(EngineError(f"{self.name}: {error!r}", "this is a fault of toolkit"))
             return False
@@ -151,3 +157,62 @@ class Part:
         self.owner.event("restart", part=self.name, cause=error.message, delay_s=delay)
         self.become("waiting", pid=None, detail=error.message)
         return not self.stopping.wait(delay)
+
+
+class Answering(Part):
+    """A part whose process answers a simple question at once, or hangs: the front, the router.
+
+    Args:
+        name: See :class:`Part`.
+        owner: The supervisor.
+        log: What the process prints.
+    """
+
+    def __init__(self, name: str, owner: Owner, log: Path) -> None:
+        super().__init__(name, owner)
+        self.log = log
+        self.may_end = False
+        """It was told to end by itself."""
+
+    def ask(self) -> None:
+        """Ask the question.
+
+        Raises:
+            EngineError: There is no answer.
+        """
+        raise NotImplementedError
+
+    def watch(self, process: subprocess.Popen[bytes]) -> None:
+        """Return when it is to end, or did as it was told.
+
+        Raises:
+            EngineError: It ended, or hangs.
+        """
+        silent, asked = 0, time.monotonic()
+        while not self.stopping.wait(self.owner.health.poll_s):
+            if self.may_end and process.poll() is not None:
+                return
+            self.check(process)
+            if time.monotonic() - asked < self.owner.health.shallow_s:
+                continue
+            try:
+                self.ask()
+                silent = 0
+            except EngineError as error:
+                silent += 1
+                if silent >= SILENT:
+                    text = f"the {self.name} hangs: {error.message}"
+                    raise EngineError(text, self.hint) from None
+            asked = time.monotonic()
+
+    def check(self, process: subprocess.Popen[bytes]) -> None:
+        """Raise :class:`EngineError` with its last words if it ended."""
+        code = process.poll()
+        if code is not None:
+            text = last_lines(self.log.read_text(errors="replace"))
+            raise EngineError(f"the {self.name} ended with exit code {code}\n{text}", self.hint)
+
+    @property
+    def hint(self) -> str:
+        """Where to look."""
+        return f"its log is {self.log}"

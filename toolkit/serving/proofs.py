@@ -69,7 +69,7 @@ class Proofs:
 
         with self._lock:
             shown = [self._shown[index] for index in sorted(self._shown)]
-            made_of = (tuple(map(id, shown)), tuple(desired), tuple(phases.items()))
+            made_of = (tuple(shown), tuple(desired), tuple(phases.items()))
             if shown and self._made[0] != made_of:
                 kept = {self._model_id(adapter) for adapter in desired}
                 made = certificate(
@@ -81,6 +81,19 @@ class Proofs:
                 )
                 self._made = (made_of, made)
             return self._made[1]
+
+    def refuses(self) -> Mapping[str, str]:
+        """What these engines cannot answer, with the reason; nothing before one was proven."""
+        from toolkit.preflight.requests import refused
+
+        spec, section = self._spec, self._spec.section
+        lora = bool(spec.adapters) or section.adapter_slots is not None
+        with self._lock:
+            versions = {proof.version or "" for proof in self._shown.values()}
+        found: dict[str, str] = {}
+        for version in versions:
+            found |= refused(section.engine, version, spec.device, lora=lora)
+        return found
 
     def _target(self, endpoint: Endpoint, loaded: Sequence[AdapterSpec]) -> ProofTarget:
         spec, section = self._spec, self._spec.section

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import urllib.parse
 from collections.abc import Iterator
@@ -16,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from toolkit import artifact, digests
-from toolkit.errors import ArtifactError, ToolkitError, TrackingError, UsageError
+from toolkit.errors import ArtifactError, ToolkitError, TrackingError
 from toolkit.recipe.adapters import parse_registered
 from toolkit.serving.state import ServerSpec
+from toolkit.serving.uploading import DIGEST, RUN, Upload, run_of
 from toolkit.stages import Kind
 from toolkit.tracking import client as mlflow_client
 from toolkit.tracking.store import Store, check, resolve
 from toolkit.workspace import Workspace, private_folder
 
-DIGEST, FINGERPRINT, RUN = "toolkit.digest", "toolkit.fingerprint", "toolkit.run_id"
 TAG_LIMIT = 4000
 """Characters of a tag's value that MLflow keeps for certain."""
 
@@ -106,9 +107,8 @@ class ModelRegistry:
         folder = self._place(registered.name) / registered.version
         if folder.is_dir() and _digest_problem(folder, registered) is None:
             return folder
-        part = folder.with_name(f"{folder.name}.part")
-        for old in (folder, part):
-            shutil.rmtree(old, ignore_errors=True)
+        part = folder.with_name(f"{folder.name}.{os.getpid()}.part")  # a command may fetch it too
+        shutil.rmtree(part, ignore_errors=True)
         private_folder(part)
         with self._asked(registered.uri) as client:
             from mlflow.artifacts import download_artifacts
@@ -130,7 +130,12 @@ class ModelRegistry:
                 "register it again: toolkit adapters register ARTIFACT --name "
                 f"{registered.name} --alias ALIAS",
             )
-        adapter.rename(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            adapter.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # otherwise another process was quicker, with the same bytes
+                raise
         shutil.rmtree(part, ignore_errors=True)
         return folder
 
@@ -145,67 +150,16 @@ class ModelRegistry:
         made = exported(folder)
         digest = digests.of_path(folder)
         with self._asked(name) as client:
-            known = self._known(client, name, digest)
-            version = known or self._upload(client, made, name, digest)
+            upload = Upload(client, self.store, made, digest)
+            version = upload.known_as(name) or upload.add_to(name)
             if alias:
                 client.set_registered_model_alias(name, alias, version)
-        return Registered(name, version, digest, _run_of(made))
+        return Registered(name, version, digest, run_of(made))
 
     def tag(self, name: str, version: str, key: str, value: str) -> None:
         """Say something about a version where everybody sees it."""
         with self._asked(f"models:/{name}/{version}") as client:
             client.set_model_version_tag(name, version, key, value[:TAG_LIMIT])
-
-    def _known(self, client: Any, name: str, digest: str) -> str | None:
-        query = f"name = '{name}' and tags.`{DIGEST}` = '{digest}'"
-        found = client.search_model_versions(query)
-        return str(max(int(one.version) for one in found)) if found else None
-
-    def _upload(self, client: Any, made: artifact.Artifact, name: str, digest: str) -> str:
-        """Into the logged model that the step's run made, so that lineage leads from data to version."""
-        from mlflow.exceptions import MlflowException
-
-        with contextlib.suppress(MlflowException):  # it is there
-            client.create_registered_model(name)
-        model = self._logged_model(client, made)
-        client.log_model_artifacts(model.model_id, str(made.path))
-        tags = {
-            DIGEST: digest,
-            FINGERPRINT: made.fingerprint,
-            "toolkit.kind": Kind.adapter.value,
-            "toolkit.recipe": str(made.manifest.get("recipe", "")),
-            "toolkit.model_id": model.model_id,
-        }
-        run_id = _run_of(made) if model.source_run_id else None
-        facts = made.manifest.get("facts", {})
-        tags |= {RUN: run_id} if run_id else {}
-        tags |= {f"toolkit.{k}": str(facts[k]) for k in ("rank", "base_fingerprint") if k in facts}
-        location = model.artifact_location
-        return str(client.create_model_version(name, location, run_id=run_id, tags=tags).version)
-
-    def _logged_model(self, client: Any, made: artifact.Artifact) -> Any:
-        run = self._run(client, _run_of(made))
-        outputs = run.outputs.model_outputs if run and run.outputs else ()
-        if outputs:
-            return client.get_logged_model(outputs[0].model_id)
-        recipe = str(made.manifest.get("recipe", "adapters"))
-        experiment = mlflow_client.experiment_id(client, self.store, recipe)
-        model = client.create_logged_model(
-            experiment,
-            name=f"{recipe}-adapter",
-            source_run_id=run.info.run_id if run else None,
-            model_type=Kind.adapter.value,
-        )
-        return client.finalize_logged_model(model.model_id, "READY")
-
-    def _run(self, client: Any, run_id: str | None) -> Any:
-        """The run that made an artifact; ``None`` where this store does not know it."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            return client.get_run(run_id) if run_id else None
-        except MlflowException:
-            return None
 
     @contextlib.contextmanager
     def _asked(self, what: str) -> Iterator[Any]:
@@ -236,8 +190,11 @@ class ModelRegistry:
 
     def _remember(self, source: str, found: Registered) -> None:
         file = self._place(found.name) / "meant.json"
-        known = _read(file) | {source: vars(found)}
-        part = file.with_suffix(".part")
+        known = _read(file)
+        if known.get(source) == vars(found):
+            return
+        known[source] = vars(found)
+        part = file.with_suffix(f".{os.getpid()}.part")
         part.write_text(json.dumps(known, indent=1))
         part.replace(file)
 
@@ -276,11 +233,6 @@ def exported(folder: Path) -> artifact.Artifact:
     return made
 
 
-def _run_of(made: artifact.Artifact) -> str | None:
-    reference = made.manifest.get("mlflow") or {}
-    return reference.get("run_id")
-
-
 def _read(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text())
@@ -311,6 +263,3 @@ def _digest_problem(folder: Path, registered: Registered) -> str | None:
     made = artifact.find(folder)
     detail = artifact.damage(made, thorough=True) if made else None
     return detail or f"its digest is {now[:16]}, but {registered.digest[:16]} was registered"
-
-
-__all__ = ["ModelRegistry", "Registered", "UsageError", "exported", "is_away"]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import re
 import socket
 import subprocess
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -123,6 +123,16 @@ class Replica(Part):
                 self.owner.dismiss(endpoint)
             raise StopRequestedError  # `started` ends the engine when something is raised
 
+    def proving(self, what: str) -> None:
+        """Say what is proven now.
+
+        Raises:
+            StopRequestedError: Nobody waits for it any more.
+        """
+        if self.stopping.is_set():
+            raise StopRequestedError
+        self.become("proving", url=self.url, detail=what)
+
     def _on_phase(self, phase: str, _seconds: float) -> None:
         if self.stopping.is_set():
             raise StopRequestedError
@@ -149,8 +159,7 @@ class Replica(Part):
         weights = gpus.weights_mib(Path(self._spec.model))
         deadline = time.monotonic() + (FREED_S if self._generation else 0)
         while True:
-            now = {gpu.uuid: gpu for gpu in self._look()}
-            mine = [now[gpu.uuid] for gpu in self._devices if gpu.uuid in now]
+            mine = self._mine()
             late = time.monotonic() >= deadline
             try:
                 found = gpus.room(
@@ -166,6 +175,21 @@ class Replica(Part):
                     return found.fraction
             if self.stopping.wait(0.5):
                 raise StopRequestedError
+
+    def _mine(self) -> list[gpus.Gpu]:
+        """Its GPUs as they are now.
+
+        Raises:
+            EngineError: One of them is not there any more.
+        """
+        now = {gpu.uuid: gpu for gpu in self._look()}
+        gone = [gpu.index for gpu in self._devices if gpu.uuid not in now]
+        if gone:
+            raise EngineError(
+                f"nvidia-smi does not see GPU {', '.join(gone)} any more",
+                "look at `nvidia-smi` and `dmesg`: it may need a reset",
+            )
+        return [now[gpu.uuid] for gpu in self._devices]
 
     def _keep_old_log(self) -> None:
         if self.log.exists():
@@ -257,9 +281,7 @@ class Pulse:
             with self._opener.open(self._url + path, timeout=timeout_s) as answer:
                 content: bytes = answer.read()
                 return content.decode(errors="replace")
-        except urllib.error.HTTPError:
-            return None
-        except OSError:
+        except (OSError, http.client.HTTPException):  # refused, gone, or cut off while it died
             return None
 
 

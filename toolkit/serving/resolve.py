@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 
 def server_spec(
-    prepared: Prepared, subject: str, inputs: dict[str, Artifact], *, detached: bool
+    prepared: Prepared,
+    subject: str,
+    inputs: dict[str, Artifact],
+    *,
+    detached: bool,
+    why: str = "",
 ) -> ServerSpec:
     """Resolve everything.
 
@@ -37,7 +42,12 @@ def server_spec(
     store = tracking.resolve(recipe.tracking.uri, prepared.workspace)
     registry = ModelRegistry(store, prepared.workspace)
     trained = read_spec(name, inputs["adapter"].path) if "adapter" in inputs else None
-    adapters = of_recipe(serve, trained, recipe_dir, registry)
+    made = {
+        role.removeprefix("adapter "): artifact.path
+        for role, artifact in inputs.items()
+        if role.startswith("adapter ")
+    }
+    adapters = of_recipe(serve, trained, recipe_dir, registry, made)
     model = inputs["model"]
     draft = draft_folder(serve, recipe_dir)
     deployment = Deployment.read(
@@ -53,6 +63,7 @@ def server_spec(
     return ServerSpec(
         name=name,
         subject=subject,
+        why=why,
         folder=str(prepared.workspace.servers / name),
         model=str(model.path),
         model_version=model.fingerprint[:VERSION_SHOWN],

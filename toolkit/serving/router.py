@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import threading
 import time
@@ -14,15 +15,12 @@ from pathlib import Path
 
 from toolkit.engines import LOOPBACK, server
 from toolkit.engines.client import Client
-from toolkit.engines.failures import last_lines
 from toolkit.errors import EngineError, NotInstalledError
-from toolkit.serving.parts import Owner, Part, StopRequestedError
+from toolkit.serving.parts import Answering, Owner, StopRequestedError
 from toolkit.stages import Interpreter
 
 START_S = 60.0
 ANSWER_S = 10.0
-SILENT = 3
-"""Questions in a row without an answer after which it counts as hung."""
 WAIT_S = 0.2
 
 
@@ -48,7 +46,7 @@ def arguments(
     )
 
 
-class Router(Part):
+class Router(Answering):
     """The router's process, under a guard.
 
     Args:
@@ -61,11 +59,10 @@ class Router(Part):
     def __init__(
         self, owner: Owner, interpreter: Interpreter, ports: tuple[int, int], log: Path
     ) -> None:
-        super().__init__("router", owner)
+        super().__init__("router", owner, log)
         self.url = f"http://{LOOPBACK}:{ports[0]}"
         self._interpreter = interpreter
         self._ports = ports
-        self._log = log
         self._workers: list[str] = []
         self._settling = threading.Lock()
         self._client = Client(self.url)
@@ -82,11 +79,13 @@ class Router(Part):
             self._workers.remove(worker)
         self._settle_if_ready()
 
+    def ask(self) -> None:
+        """See :class:`Answering`; its list is put right by the way."""
+        self._settle()
+
     def _settle_if_ready(self) -> None:
         if self.state.state == "ready":
-            with contextlib.suppress(
-                EngineError
-            ):  # it is dying; its next life starts with the list
+            with contextlib.suppress(EngineError):  # dying; its next life starts with the list
                 self._settle()
 
     def live(self) -> None:
@@ -102,7 +101,7 @@ class Router(Part):
             self._await_health(process)
             self.become("ready", pid=process.pid, url=self.url)
             self.ready_once.set()
-            self._watch(process)
+            self.watch(process)
         finally:
             server.stop(process, hurry=True)
 
@@ -111,51 +110,34 @@ class Router(Part):
         if not python.exists():
             raise NotInstalledError(f"no interpreter at {python}", "toolkit env sync router")
         argv = arguments(python, *self._ports, workers)
-        return server.guarded(argv, self._interpreter.environ(), self._log)
+        return server.guarded(argv, self._interpreter.environ(), self.log)
 
     def _settle(self) -> None:
         """Make the router's list of workers ours."""
         with self._settling:
-            has = json.loads(self._ask("GET", "/list_workers"))["urls"]
+            has = self._list()
             wanted = tuple(self._workers)
             for worker in (w for w in wanted if w not in has):
                 self._tell("add_worker", worker)
             for worker in (w for w in has if w not in wanted):
                 self._tell("remove_worker", worker)
 
+    def _list(self) -> list[str]:
+        content = self._ask("GET", "/list_workers")
+        try:
+            return [str(url) for url in json.loads(content)["urls"]]
+        except (ValueError, KeyError, TypeError):
+            text = f"the router's list of workers is none: {content[:200]!r}"
+            raise EngineError(text, self.hint) from None
+
     def _await_health(self, process: server.Process) -> None:
         deadline = time.monotonic() + START_S
         while not self._client.healthy():
-            self._check(process)
+            self.check(process)
             if time.monotonic() > deadline:
-                raise EngineError(f"the router was not healthy after {START_S:.0f} s", self._hint)
+                raise EngineError(f"the router was not healthy after {START_S:.0f} s", self.hint)
             if self.stopping.wait(WAIT_S):
                 raise StopRequestedError
-
-    def _watch(self, process: server.Process) -> None:
-        silent, asked = 0, time.monotonic()
-        while not self.stopping.wait(self.owner.health.poll_s):
-            self._check(process)
-            if time.monotonic() - asked < self.owner.health.shallow_s:
-                continue
-            silent = 0 if self._answers() else silent + 1
-            if silent >= SILENT:
-                raise EngineError("the router hangs", self._hint)
-            asked = time.monotonic()
-
-    def _answers(self) -> bool:
-        """Whether it answers at all; its list is put right by the way."""
-        try:
-            self._settle()
-        except EngineError:
-            return False
-        return True
-
-    def _check(self, process: server.Process) -> None:
-        code = process.poll()
-        if code is not None:
-            text = last_lines(self._log.read_text(errors="replace"))
-            raise EngineError(f"the router ended with exit code {code}\n{text}", self._hint)
 
     def _tell(self, verb: str, worker: str) -> None:
         self._ask("POST", f"/{verb}?{urllib.parse.urlencode({'url': worker})}")
@@ -170,9 +152,5 @@ class Router(Part):
         except urllib.error.HTTPError as error:
             text = error.read(500).decode(errors="replace")
             raise EngineError(f"the router answered {error.code} to {path}: {text}") from None
-        except OSError as error:
-            raise EngineError(f"the router does not answer: {error}", self._hint) from None
-
-    @property
-    def _hint(self) -> str:
-        return f"its log is {self._log}"
+        except (OSError, http.client.HTTPException) as error:
+            raise EngineError(f"the router does not answer: {error}", self.hint) from None

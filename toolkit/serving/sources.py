@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from toolkit import digests
@@ -17,8 +17,16 @@ from toolkit.serving.registry import ModelRegistry
 from toolkit.serving.state import VERSION_SHOWN, AdapterSpec
 from toolkit.workspace import Workspace, private_folder
 
+NOTHING: Mapping[str, Path] = {}
 
-def bring(name: str, source: str, directory: Path, registry: ModelRegistry) -> AdapterSpec:
+
+def bring(
+    name: str,
+    source: str,
+    directory: Path,
+    registry: ModelRegistry,
+    made: Path | None = None,
+) -> AdapterSpec:
     """Bring an adapter to a place where it stays as it is, and say what it is.
 
     Args:
@@ -26,6 +34,7 @@ def bring(name: str, source: str, directory: Path, registry: ModelRegistry) -> A
         source: A folder, ``models:/name@alias`` or ``models:/name/3``.
         directory: Where a relative folder starts.
         registry: Of the store that ``models:/`` means.
+        made: An artifact with the same weights and a ``reference.json``, where the folder brings none.
 
     Raises:
         UsageError: There is no such folder.
@@ -37,6 +46,8 @@ def bring(name: str, source: str, directory: Path, registry: ModelRegistry) -> A
         registered = registry.resolve(source)
         return read_spec(name, registry.fetch(registered), source, registered.uri)
     folder = resolve_path(source, directory).resolve()
+    if made is not None:
+        return read_spec(name, made, str(folder))
     if not folder.is_dir():
         raise UsageError(
             f"adapter {name!r}: {folder} is not a folder", "give a folder or models:/NAME@ALIAS"
@@ -46,23 +57,33 @@ def bring(name: str, source: str, directory: Path, registry: ModelRegistry) -> A
 
 
 def of_recipe(
-    serve: ServeSection, trained: AdapterSpec | None, directory: Path, registry: ModelRegistry
+    serve: ServeSection,
+    trained: AdapterSpec | None,
+    directory: Path,
+    registry: ModelRegistry,
+    made: Mapping[str, Path] = NOTHING,
 ) -> tuple[AdapterSpec, ...]:
-    """Every adapter that a recipe serves: the trained one first. Raises like :func:`bring`."""
-    return (*((trained,) if trained else ()), *_finished(serve, directory, registry))
+    """Every adapter that a recipe serves: the trained one first.
+
+    ``made`` has artifacts of those that brought no reference, by name (``NAME HEADER`` for a canary). Raises like
+    :func:`bring`.
+    """
+    finished = _finished(serve, directory, registry, made)
+    return (*((trained,) if trained else ()), *finished)
 
 
 def _finished(
-    serve: ServeSection, directory: Path, registry: ModelRegistry
+    serve: ServeSection, directory: Path, registry: ModelRegistry, made: Mapping[str, Path]
 ) -> Iterator[AdapterSpec]:
     from dataclasses import replace
 
     for section in serve.adapters:
-        spec = bring(section.name, section.path, directory, registry)
-        canary = section.canary
+        name, canary = section.name, section.canary
+        spec = bring(name, section.path, directory, registry, made.get(name))
         yield replace(spec, label=STABLE, weight=1 - canary.weight if canary else 1.0)
         if canary:
-            beside = bring(section.name, canary.path, directory, registry)
+            other = made.get(f"{name} {canary.header}")
+            beside = bring(name, canary.path, directory, registry, other)
             yield replace(beside, label=canary.header, weight=canary.weight)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -92,6 +92,7 @@ class ServerSpec:
     Attributes:
         name: Name of the server, and the public name of its subject.
         subject: ``base``, ``tuned``, ``merged`` or a quantized one.
+        why: Why this one, with the numbers, where ``serve.prefer`` decided.
         folder: Where the server's files lie (0700): this file, logs, the certificate, the desired adapters.
         model: Folder of the base or of a complete model.
         model_version: First 16 hex digits of the fingerprint of what made ``model``.
@@ -126,6 +127,7 @@ class ServerSpec:
     recipe: str = ""
     recipe_dir: str = "."
     detached: bool = False
+    why: str = ""
     tuning: Mapping[str, float] = field(default_factory=dict)
     """Values of ``parts.Health`` that differ from its own."""
 
@@ -151,7 +153,7 @@ class ServerSpec:
             name=self.name,
             max_length=self.max_length,
             device=self.device,
-            serve=self._with_room(adapters),
+            serve=self.section,
             adapters=tuple(adapter.as_adapter() for adapter in adapters),
             chat_template=template if template.is_file() else None,
             draft=Path(self.draft) if self.draft else None,
@@ -160,19 +162,27 @@ class ServerSpec:
             served_as=self.base_name,
         )
 
-    def _with_room(self, adapters: tuple[AdapterSpec, ...]) -> ServeSection:
-        """The section with room for the adapters of the recipe too: what was swapped out may come back."""
-        section = self.section
-        if not (adapters and section.live_adapters):
-            return section
-        ranks = (spec.as_adapter().rank for spec in {*adapters, *self.adapters})
+    def with_room(self, adapters: tuple[AdapterSpec, ...]) -> Self:
+        """With room for ``adapters`` and for those of the recipe, which may come back: fixed for as long as it runs.
+
+        An engine that restarts after its last adapter was unloaded still takes the next one.
+
+        Args:
+            adapters: What the server begins with.
+
+        Raises:
+            EngineError: A folder is not a LoRA adapter.
+        """
+        section, every = self.section, {*adapters, *self.adapters}
+        if not (every and section.live_adapters):
+            return self
         slots = max(len(adapters), len(self.adapters)) + 1
-        return section.model_copy(
-            update={
-                "max_rank": section.max_rank or max(ranks),
-                "adapter_slots": section.adapter_slots or slots,
-            }
-        )
+        ranks = (adapter.as_adapter().rank for adapter in every)
+        room = {
+            "max_rank": section.max_rank or max(ranks),
+            "adapter_slots": section.adapter_slots or slots,
+        }
+        return replace(self, serve={**self.serve, **room})
 
     def write(self) -> Path:
         """Write ``deployment.json`` for its owner alone; return its path."""

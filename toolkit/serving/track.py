@@ -78,4 +78,6 @@ def _tags(spec: ServerSpec) -> dict[str, str]:
         "toolkit.model_run": spec.model_run or "",
         "toolkit.environment": spec.engine_digest or "",
     }
+    if spec.why:
+        tags |= {"toolkit.choice": spec.subject, "toolkit.choice.why": spec.why}
     return tags | {f"toolkit.adapter.{a.name}": a.version for a in spec.adapters}

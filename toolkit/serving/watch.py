@@ -88,7 +88,10 @@ class Watcher:
 
     def _run(self) -> None:
         while not self._closing.wait(self._every_s):
-            self.look()
+            try:
+                self.look()
+            except OSError as error:  # a full disk: another time there may be room
+                self._is_away(EngineError(str(error)))
 
     def _follow(self, spec: AdapterSpec) -> None:
         key, source = (spec.name, spec.label), str(spec.source)

@@ -153,7 +153,10 @@ STAGES = Registry(
     "stage",
     {
         name: f"toolkit.stages.{name}:{name.capitalize()}"
-        for name in ("fetch", "data", "train", "export", "quantize", "evaluate", "serve")
+        for name in (
+            *("fetch", "data", "train", "export", "quantize", "reference"),
+            *("evaluate", "serve", "choose"),
+        )
     },
 )
 """Stage classes by verb; each module also has the config type, ``<Verb>Config``."""

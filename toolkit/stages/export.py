@@ -126,7 +126,7 @@ def _full(config: ExportConfig, ctx: StageContext) -> dict[str, float]:
 
 
 def _merged(config: ExportConfig, facts: Mapping[str, Any], ctx: StageContext) -> dict[str, float]:
-    from toolkit.proof.training_side import Recorder
+    from toolkit.proof.recorder import Recorder
     from toolkit.train.merge import merge
     from toolkit.train.model import use_cores
 

@@ -47,7 +47,7 @@ class Quantize:
         _be_quiet()
         from toolkit.evaluation.loading import release
         from toolkit.models.folder import copy_companions
-        from toolkit.proof.training_side import Recorder
+        from toolkit.proof.recorder import Recorder
         from toolkit.quantizers import probe, report
 
         model = ctx.inputs["model"]

@@ -14,7 +14,7 @@ from toolkit.train.effect import row_logits
 from toolkit.train.model import Numerics, Precision, load_base, torch_dtype
 
 if TYPE_CHECKING:
-    from toolkit.proof.training_side import Recorder
+    from toolkit.proof.recorder import Recorder
 
 MERGE_TOLERANCE = 1e-2
 """Largest difference of a logit, adapter on its base to merged model, both in float32."""
