@@ -18,6 +18,7 @@ from toolkit.preflight import Facts, Outcome, Verdict, gather_here
 from toolkit.preflight.gpu import GpuFacts, ask_driver, described
 from toolkit.recipe.load import Loaded, load
 from toolkit.survey import StepStatus, survey
+from toolkit.train.speed import choose as fast
 from toolkit.workspace import Workspace
 
 STAGE_ENVIRONMENTS = ("core", "train", "quantize")
@@ -37,6 +38,8 @@ class Prepared:
     """What preflight said: one verdict for each rule that was silent, and one for each finding."""
     choice: auto.Choice | None = None
     """What ``serve.engine: auto`` came to; ``loaded`` and ``plan`` have it in place of ``auto``."""
+    speed: fast.Choice | None = None
+    """What ``train.speed`` comes to on this machine, where the recipe trains."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -129,7 +132,8 @@ def examine(
     plan = make_plan(loaded, observed)
     facts = gather_here(loaded, plan, space, resolved, where.device, gpu=gpu)
     verdicts = preflight.check(loaded.recipe, facts)
-    return Prepared(loaded, plan, space, where.device, resolved, tuple(verdicts), choice)
+    speed = speed_of(loaded, facts, where.device, gpu)
+    return Prepared(loaded, plan, space, where.device, resolved, tuple(verdicts), choice, speed)
 
 
 def gpu_of(profile: profiles.Profile) -> GpuFacts | None:
@@ -137,6 +141,15 @@ def gpu_of(profile: profiles.Profile) -> GpuFacts | None:
     if profile.device == "cpu":
         return None
     return described(**profile.gpu.model_dump()) if profile.gpu else ask_driver()
+
+
+def speed_of(loaded: Loaded, facts: Facts, device: str, gpu: GpuFacts | None) -> fast.Choice | None:
+    """How training would be computed, by the rules that the worker decides by."""
+    section = loaded.recipe.train
+    if section is None:
+        return None
+    here = fast.Machine(device, gpu.capability if gpu else None, gpu.count if gpu else 1)
+    return fast.choose(section, facts.base.config if facts.base else None, here)
 
 
 def engines_of(loaded: Loaded) -> tuple[str, ...]:

@@ -58,7 +58,6 @@ def timed(function, repeats=10):
 def micro(book: Book) -> None:
     dev = "cuda"
     bf = dict(device=dev, dtype=torch.bfloat16)
-    cases = []
 
     def case(name, make, flop=0.0, moved=0.0):
         try:
@@ -252,7 +251,6 @@ def micro(book: Book) -> None:
         return lambda: b.copy_(a)
 
     case("copy 1 GiB", copy, 0, 4.0 * (1 << 29))
-    del cases
 
 
 def build(layers: int, tiny: bool, kind: str):

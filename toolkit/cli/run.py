@@ -46,6 +46,7 @@ def plan(
             {
                 "recipe": str(recipe),
                 "engine": asdict(prepared.choice) if prepared.choice else None,
+                "training": asdict(prepared.speed) if prepared.speed else None,
                 "warnings": prepared.warnings,
                 "preflight": [verdict.as_json() for verdict in prepared.verdicts],
                 "steps": [_described(s, prepared) for s in statuses],
@@ -65,6 +66,8 @@ def plan(
         for s in statuses
     ]
     render.table(("step", "state", "why", "environment", "fingerprint"), rows)
+    if prepared.speed:
+        render.say(f"trained by the {prepared.speed.path} path: {prepared.speed.reason}")
     if prepared.choice:
         render.say(f"served by {prepared.choice.engine}: {prepared.choice.reason}")
     _warn(prepared)

@@ -56,11 +56,11 @@ class TrainSection(Section):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """`auto` is bf16 on a GPU that has it and fp32 elsewhere."""
     base_precision: Literal["auto", "fp8"] = "auto"
-    """The frozen base with `method: lora`: `auto` as `precision` says, `fp8` rounded as a served FP8 base is (one scale per output channel, activations one per token), so that the served base is the trained one."""
+    """The frozen base with `method: lora`: `auto` as `precision` says, `fp8` rounded as the served FP8 base is."""
     speed: Literal["auto", "plain"] = "auto"
-    """`auto` compiles layers with the adapter inside and fuses the loss where device and architecture are known to it; `plain` is Transformers and PEFT as they are."""
+    """`auto` compiles layers and fuses the loss where it knows the architecture; `plain` is Transformers and PEFT."""
     gradient_checkpointing: Literal["auto"] | bool = "auto"
-    """Compute activations again in the backward pass. `auto`: the fast path as much as memory asks for; else all on a GPU, none on a CPU."""
+    """Compute activations again. `auto`: fast path: as much as memory asks; else: all on a GPU, none on a CPU."""
     log_every: Count = 1
     """Steps between two logged losses."""
     evaluate_every: Count | None = None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from toolkit.train.speed import attention
 from toolkit.train.speed.bases import merged_base, second_copy
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from toolkit.recipe.train import TrainSection
     from toolkit.train.batches import Batch
 
-Tensor = torch.Tensor
 SHARED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Children that a module of a known architecture calls with its own input."""
 MLP = ("gate_proj", "up_proj", "gate_up_proj")
@@ -139,7 +139,7 @@ class Speed:
             second_copy(group, drop=True)
         free = self._free_bytes()
         sizes = self._sizes()
-        every = ["products"] * count
+        every: list[Keep] = ["products"] * count
         twice = sum(group.frozen[0].numel() for group in self.groups if group.kind == "fp8")
         enough = free - twice > (sizes.kept("products") * count + sizes.passing) * tokens
         if twice and enough:

@@ -6,15 +6,16 @@ no packed rows it is PyTorch's scaled-dot-product attention, causal, which picks
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from toolkit.train.speed.ops import LIBRARY
 
-Tensor = torch.Tensor
 NAME = "toolkit_packed"
 
 
@@ -58,10 +59,10 @@ def row_bounds(positions: NDArray[np.int64]) -> tuple[NDArray[np.int32], int]:
     """
     flat = positions.ravel()
     starts = np.flatnonzero(flat == 0)
-    bounds = np.append(starts, len(flat))
+    bounds: NDArray[np.int64] = np.append(starts, len(flat))
     longest = int(np.diff(bounds).max())
-    room = 1 << max(4, int(len(bounds)).bit_length())
-    padded = np.full(room, len(flat), np.int32)
+    room = 1 << max(4, len(bounds).bit_length())
+    padded: NDArray[np.int32] = np.full(room, len(flat), np.int32)
     padded[: len(bounds)] = bounds
     return padded, longest
 
@@ -106,7 +107,7 @@ def _per_query(x: Tensor, q: Tensor) -> Tensor:
 
 def _scores(q: Tensor, k: Tensor, bounds: Tensor, scale: float) -> Any:
     edges = bounds.tolist()
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         if end == start:
             continue
         part = slice(start, end)
@@ -174,7 +175,7 @@ torch.library.register_fake(
 )
 
 
-class _Packed(torch.autograd.Function):
+class _Packed(torch.autograd.Function):  # type: ignore[misc] # torch is not there when types are checked
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, longest: int, scale: float

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from toolkit.train.speed import fp8
 from toolkit.train.speed.ops import turned
-
-Tensor = torch.Tensor
 
 
 def merged_base(members: list[Any], kind: str) -> tuple[Tensor, ...]:

@@ -5,10 +5,9 @@ The plan shows it, and the worker decides by the same function from what it find
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
-
 
 if TYPE_CHECKING:
     from toolkit.recipe.train import TrainSection
@@ -93,7 +92,9 @@ def choose(section: TrainSection, config: Mapping[str, Any] | None, machine: Mac
     return Choice(True, packs, ", ".join(parts))
 
 
-def _objections(section: TrainSection, config: Mapping[str, Any] | None, machine: Machine) -> Any:
+def _objections(
+    section: TrainSection, config: Mapping[str, Any] | None, machine: Machine
+) -> Iterator[str]:
     """Why not the fast path, the weightiest first."""
     if section.speed == "plain":
         yield "train.speed says so"
@@ -101,22 +102,31 @@ def _objections(section: TrainSection, config: Mapping[str, Any] | None, machine
         yield "there is no GPU"
     if machine.capability is not None and machine.capability < BF16_FROM:
         yield f"the GPU's compute capability is {machine.capability}, and bf16 begins with {BF16_FROM}"
+    yield from _of_the_recipe(section, machine)
+    yield from _of_the_base(config) if config is not None else ()
+
+
+def _of_the_recipe(section: TrainSection, machine: Machine) -> Iterator[str]:
+    objective = getattr(section, "objective", "sft")
+    parallel = getattr(section, "parallel", "auto")
     if section.precision == "fp32":
         yield "train.precision is fp32"
     if section.method == "full":
         yield "train.method is full, and the fast path is for adapters"
-    if getattr(section, "objective", "sft") != "sft":
-        yield f"train.objective is {getattr(section, 'objective', None)}, whose trainer is not ours"
+    if objective != "sft":
+        yield f"train.objective is {objective}, whose trainer is not ours"
     if getattr(section.lora, "dora", False):
         yield "DoRA scales by the norm of whole rows"
-    if machine.gpus > 1 and getattr(section, "parallel", "auto") in ("zero3", "fsdp"):
-        yield f"train.parallel is {getattr(section, 'parallel', None)}, which shares out the base's weights"
-    if config is not None:
-        name = architecture(config)
-        if name not in FAMILIES:
-            yield f"the architecture {name or 'of the base'} is not among those it is tested with"
-        elif config.get("quantization_config"):
-            yield "the base is quantized already"
+    if machine.gpus > 1 and parallel in ("zero3", "fsdp"):
+        yield f"train.parallel is {parallel}, which shares out the base's weights"
+
+
+def _of_the_base(config: Mapping[str, Any]) -> Iterator[str]:
+    name = architecture(config)
+    if name not in FAMILIES:
+        yield f"the architecture {name or 'of the base'} is not among those it is tested with"
+    if config.get("quantization_config"):
+        yield "the base is quantized already"
 
 
 def architecture(config: Mapping[str, Any]) -> str | None:

@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from toolkit.train.speed.ops import scaled_add_product
 
-Tensor = torch.Tensor
 LARGEST = 448.0
 """The largest finite e4m3."""
 

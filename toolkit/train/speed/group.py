@@ -11,17 +11,19 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from toolkit.train.speed.linear import LoraProduct, base_product
 
-Tensor = torch.Tensor
 ADAPTER = "default"
 
 
 class Group:
     """Layers with the same input: their merged base, and their adapters as PEFT holds them."""
 
-    def __init__(self, members: Sequence[Any], kind: str, frozen: tuple[Tensor, ...], cost: int):
+    def __init__(
+        self, members: Sequence[Any], kind: str, frozen: tuple[Tensor, ...], cost: int
+    ) -> None:
         self.members = list(members)
         self.kind = kind
         self.frozen = frozen
@@ -53,7 +55,8 @@ class Group:
     def _split(self, y: Tensor, x: Tensor) -> tuple[Tensor, ...]:
         if self.bias is not None:
             y = y + self.bias
-        return y.view(*x.shape[:-1], y.shape[-1]).split(self.sizes, dim=-1)
+        parts: tuple[Tensor, ...] = y.view(*x.shape[:-1], y.shape[-1]).split(self.sizes, dim=-1)
+        return parts
 
     def _nothing(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Factors of an adapter of rank 0."""
@@ -92,7 +95,7 @@ def _alone(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 def take_over(layer: Any, group: Group) -> None:
     """Let ``layer``, a PEFT linear layer, compute by ``group``, which has it as its only member."""
     layer.speed_group = group
-    layer.__class__ = _alone_class(type(layer))
+    layer.__class__ = _alone_class(type(layer))  # type: ignore[arg-type] # types are hashable
 
 
 @cache
@@ -108,11 +111,11 @@ def share_input(parent: Any, names: Sequence[str], group: Group) -> None:
     layer that is nevertheless asked for something else computes that.
     """
     parent.speed_group = group
-    parent.__class__ = _sharing_class(type(parent), tuple(names))
+    parent.__class__ = _sharing_class(type(parent), tuple(names))  # type: ignore[arg-type]
 
 
 @cache
-def _sharing_class(plain: type, names: tuple[str, ...]) -> type:
+def _sharing_class(plain: Any, names: tuple[str, ...]) -> type:
     def forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         results = self.speed_group(hidden_states)
         given = {

@@ -14,11 +14,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from toolkit.train.speed import fp8, nf4
 from toolkit.train.speed.ops import add_product
-
-Tensor = torch.Tensor
 
 
 def base_product(
@@ -41,7 +40,7 @@ def base_gradient(kind: str, dy: Tensor, frozen: Sequence[Tensor], c: Tensor, d:
     return add_product(dy, frozen[0], c, d, 0)
 
 
-class LoraProduct(torch.autograd.Function):
+class LoraProduct(torch.autograd.Function):  # type: ignore[misc] # torch is not there for mypy
     """``x W^T + s (z A^T) B^T``; ``z`` is ``x``, or ``x`` after dropout."""
 
     @staticmethod

@@ -12,8 +12,8 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-Tensor = torch.Tensor
 PIECE = 1024
 """Tokens whose logits exist at once."""
 
@@ -51,10 +51,13 @@ def entropy_and_gradient(
 
 @cache
 def _compiled() -> Callable[..., tuple[Tensor, Tensor]]:
-    return torch.compile(entropy_and_gradient, dynamic=True)
+    compiled: Callable[..., tuple[Tensor, Tensor]] = torch.compile(
+        entropy_and_gradient, dynamic=True
+    )
+    return compiled
 
 
-class HeadLoss(torch.autograd.Function):
+class HeadLoss(torch.autograd.Function):  # type: ignore[misc] # torch is not there for mypy
     """Summed cross entropy of ``hidden @ head.T`` [N, V] against ``targets`` [N]."""
 
     @staticmethod

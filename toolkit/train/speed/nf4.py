@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from toolkit.train.speed.ops import LIBRARY, add_thin
 
-Tensor = torch.Tensor
 BLOCK = 64
 
 LIBRARY.define(

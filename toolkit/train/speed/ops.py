@@ -7,8 +7,8 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-Tensor = torch.Tensor
 LIBRARY = torch.library.Library("toolkit_speed", "FRAGMENT")
 
 
