@@ -1,5 +1,7 @@
 """``train.speed: auto``: what is chosen, the sentence that explains it, and what layers keep."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -102,3 +104,36 @@ def test_policies_are_ordered_by_bytes_and_by_work():
     sizes = [LLAMA_8B.kept(keep) for keep in KEEPS]
     assert sizes == sorted(sizes, reverse=True)
     assert [SLOWER[keep] for keep in KEEPS] == sorted(SLOWER[keep] for keep in KEEPS)
+
+
+def test_the_plan_says_which_path_and_why(tmp_path, monkeypatch):
+    from click.testing import CliRunner
+
+    from toolkit.cli import toolkit as command_line
+
+    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text(json.dumps(LLAMA | {"max_position_embeddings": 128}))
+    (base / "chat_template.jinja").write_text("{{ messages }}")
+    (base / "model.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}")
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"name: quick\nmodel: {{source: {base}, max_length: 64}}\n"
+        "data: {source: rows.jsonl}\ntrain: {method: lora}\n"
+    )
+    workspace = ["--workspace", str(tmp_path / "runs")]
+    profiles = {"cpu": "name: cpu\naccelerator: cpu\n"}
+    profiles["cuda"] = "name: gpu\naccelerator: cuda\ngpu: {memory_gib: 80, capability: 9.0}\n"
+    said = {}
+    for name, text in profiles.items():
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(text)
+        done = CliRunner().invoke(
+            command_line, ["plan", str(recipe), "--on", str(file), *workspace]
+        )
+        assert done.exit_code == 0, done.output
+        said[name] = done.output
+    assert "trained by the plain path: there is no GPU" in said["cpu"]
+    assert "trained by the fast path: layers compiled" in said["cuda"]
