@@ -121,7 +121,7 @@ def test_the_plan_says_which_path_and_why(tmp_path, monkeypatch):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         f"name: quick\nmodel: {{source: {base}, max_length: 64}}\n"
-        "data: {source: rows.jsonl}\ntrain: {method: lora}\n"
+        "data: {sources: [{path: rows.jsonl}]}\ntrain: {method: lora}\n"
     )
     workspace = ["--workspace", str(tmp_path / "runs")]
     profiles = {"cpu": "name: cpu\naccelerator: cpu\n"}
