@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from toolkit import gates, tracking
@@ -13,9 +13,10 @@ from toolkit.lock import Lock
 from toolkit.plan import Step
 from toolkit.prepare import Prepared
 from toolkit.recipe import Recipe
+from toolkit.stage_process import Outcome
 from toolkit.survey import StepStatus
 from toolkit.tracking import RecipeRun
-from toolkit.worker import Show, StepSpec, run_step
+from toolkit.worker import Show, StepSpec, probe_step, run_step
 from toolkit.workspace import private_folder
 
 
@@ -94,6 +95,19 @@ def run_plan(
         return RunOutcome(tuple(finished), verdicts, parent.run_id)
 
 
+def probe(prepared: Prepared, name: str, show: Show, *, frozen: bool = False) -> Outcome:
+    """Try out whether a step fits: make its inputs, then run its stage for what it measures.
+
+    Raises:
+        ToolkitError: An input cannot be made, or the step does not fit.
+    """
+    step = prepared.plan.step(name)
+    inputs = prepared.cut(names=tuple(step.inputs.values()))
+    run_plan(inputs, inputs.survey(), show, frozen=frozen)
+    store = tracking.resolve(prepared.loaded.recipe.tracking.uri, prepared.workspace)
+    return probe_step(_spec(prepared, step, store, None, resume=False), show)
+
+
 def _record(parent: RecipeRun, done: StepOutcome) -> None:
     """Show a finished step on the parent's page in MLflow."""
     run_id = (done.artifact.manifest["mlflow"] or {}).get("run_id")
@@ -170,6 +184,7 @@ def _spec(
         experiment=plan.recipe.tracking.experiment or plan.recipe.name,
         parent_run=parent,
         resume=resume,
+        launch=asdict(prepared.launch) if step.stage == "train" else {},
     )
 
 

@@ -22,7 +22,7 @@ from toolkit.recipe.serve import ServeSection
 from toolkit.stages import CONFIGS, STAGES, Kind
 
 UNIDENTIFIED: Mapping[str, tuple[str, ...]] = {
-    "train": ("train.checkpoint_every",),
+    "train": ("train.checkpoint_every", "train.on_oom", "train.parallel"),
     "evaluate": ("engine.host", "engine.port", "engine.start_timeout_s"),
     "serve": (
         *("serve.host", "serve.port", "serve.start_timeout_s"),

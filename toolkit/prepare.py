@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,8 +16,11 @@ from toolkit.observe import observe
 from toolkit.plan import Observed, Plan, make_plan
 from toolkit.preflight import Facts, Outcome, Verdict, gather_here
 from toolkit.preflight.gpu import GpuFacts, ask_driver, described
+from toolkit.preflight.memory import StepMemory, forecasts
 from toolkit.recipe.load import Loaded, load
 from toolkit.survey import StepStatus, survey
+from toolkit.train.parallel import choose
+from toolkit.train.parallel.launch import Launch
 from toolkit.train.speed import choose as fast
 from toolkit.workspace import Workspace
 
@@ -36,10 +39,31 @@ class Prepared:
     """By logical name: core, train, quantize and the recipe's engine."""
     verdicts: tuple[Verdict, ...] = ()
     """What preflight said: one verdict for each rule that was silent, and one for each finding."""
+    memory: tuple[StepMemory, ...] = ()
+    """Forecast of every step that puts a model on the GPU."""
     choice: auto.Choice | None = None
     """What ``serve.engine: auto`` came to; ``loaded`` and ``plan`` have it in place of ``auto``."""
+    launch: Launch = field(default_factory=Launch)
+    """How many processes train together."""
+    parallel: choose.Choice | None = None
+    """What ``train.parallel: auto`` came to, likewise."""
     speed: fast.Choice | None = None
     """What ``train.speed`` comes to on this machine, where the recipe trains."""
+
+    @property
+    def training_said(self) -> str | None:
+        """How several GPUs share the training, and the batch of an optimizer step; for people."""
+        train = self.loaded.recipe.train
+        if train is None or self.launch.ranks == 1:
+            return None
+        reason = f": {self.parallel.reason}" if self.parallel else ""
+        each = train.batch_size * train.gradient_accumulation
+        what = "GPUs" if self.device == "cuda" else "processes"
+        return (
+            f"trained by {train.parallel} on {self.launch.ranks} {what}{reason}; a step sees "
+            f"{each * self.launch.ranks} sequences ({train.batch_size} a pass * "
+            f"{train.gradient_accumulation} * {self.launch.ranks})"
+        )
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -131,9 +155,35 @@ def examine(
     loaded, choice = decided(loaded, observed, space, resolved, where.device, gpu=gpu)
     plan = make_plan(loaded, observed)
     facts = gather_here(loaded, plan, space, resolved, where.device, gpu=gpu)
-    verdicts = preflight.check(loaded.recipe, facts)
+    launch = launch_of(where, gpu)
+    loaded, shared = shared_out(loaded, launch, facts)
+    plan = make_plan(loaded, observed) if shared else plan
+    facts = replace(facts, ranks=launch.ranks)
+    verdicts = tuple(preflight.check(loaded.recipe, facts))
+    takes = forecasts(loaded.recipe, facts)
     speed = speed_of(loaded, facts, where.device, gpu)
-    return Prepared(loaded, plan, space, where.device, resolved, tuple(verdicts), choice, speed)
+    return Prepared(
+        loaded, plan, space, where.device, resolved, verdicts, takes, choice, launch, shared, speed
+    )
+
+
+def launch_of(profile: profiles.Profile, gpu: GpuFacts | None) -> Launch:
+    """How many processes a profile trains with: one for each GPU unless it says otherwise."""
+    nodes = profile.nodes
+    return Launch(
+        profile.processes or (gpu.count if gpu else 1),
+        nodes.count if nodes else 1,
+        nodes.rendezvous if nodes else None,
+    )
+
+
+def shared_out(loaded: Loaded, launch: Launch, facts: Facts) -> tuple[Loaded, choose.Choice | None]:
+    """The recipe with an engine in place of ``train.parallel: auto``, and why."""
+    train = loaded.recipe.train
+    choice = choose.choose(train, launch.ranks, facts.base, facts.gpu) if train else None
+    if choice is None:
+        return loaded, None
+    return loaded.with_parallel(choice.parallel), choice
 
 
 def gpu_of(profile: profiles.Profile) -> GpuFacts | None:

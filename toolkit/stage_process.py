@@ -55,17 +55,10 @@ def run_stage(
     for name in ("result.json", "error.json"):
         (state / name).unlink(missing_ok=True)
     reader, writer = os.pipe()
-    own = next(iter(spec.environments.values()))
-    interpreter = Interpreter(
-        Path(own["python"]), tuple(map(Path, own["pythonpath"])), own["variables"]
-    )
+    interpreter = _interpreter(spec)
     with (state / "log.txt").open("ab") as log:
         process = subprocess.Popen(
-            [
-                str(interpreter.python),
-                str(Path(__file__).parent / "stages" / "__main__.py"),
-                str(step_file),
-            ],
+            _command(interpreter, step_file),
             env=_environ(interpreter, spec) | {"TOOLKIT_EVENTS_FD": str(writer)},
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -86,6 +79,34 @@ def run_stage(
     return Outcome(
         result["metrics"], result["facts"], time.monotonic() - started, round(peak_gib, 3)
     )
+
+
+def join_stage(spec: StepSpec, step_file: Path) -> int:
+    """On another node than the first: run this node's ranks, and nothing else; return their exit code.
+
+    Result, errors and artifact are the first node's matter.
+    """
+    interpreter = _interpreter(spec)
+    process = subprocess.Popen(
+        _command(interpreter, step_file),
+        env=_environ(interpreter, spec),
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        return process.wait()
+    finally:
+        _stop(process)
+
+
+def _interpreter(spec: StepSpec) -> Interpreter:
+    own = next(iter(spec.environments.values()))
+    return Interpreter(Path(own["python"]), tuple(map(Path, own["pythonpath"])), own["variables"])
+
+
+def _command(interpreter: Interpreter, step_file: Path) -> list[str]:
+    program = Path(__file__).parent / "stages" / "__main__.py"
+    return [str(interpreter.python), str(program), str(step_file)]
 
 
 def _environ(interpreter: Interpreter, spec: StepSpec) -> dict[str, str]:

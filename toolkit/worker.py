@@ -14,11 +14,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,10 @@ from typing import Any
 from toolkit import __version__, artifact, errors
 from toolkit.artifact import Artifact
 from toolkit.environments.lockfile import load_lock
-from toolkit.stage_process import Outcome, left_traceback, run_stage
+from toolkit.stage_process import Outcome, join_stage, left_traceback, run_stage
 from toolkit.stages import Kind
 from toolkit.tracking import Dataset, StepRun, Store
+from toolkit.train.parallel.launch import NODE
 from toolkit.workspace import private_folder
 
 Show = Callable[[str, Mapping[str, Any]], None]
@@ -62,6 +64,10 @@ class StepSpec:
     experiment: str
     parent_run: str | None
     resume: bool = True
+    probe: bool = False
+    """Only try out whether it fits; nothing is kept."""
+    launch: dict[str, Any] = field(default_factory=dict)
+    """How many processes the stage is, when more than one (``train/parallel/launch.py``: Launch)."""
 
     @classmethod
     def read(cls, path: Path) -> StepSpec:
@@ -88,6 +94,9 @@ class StepSpec:
             "recipe_dir": self.recipe_dir,
             "device": self.device,
             "resume": self.resume,
+            "probe": self.probe,
+            "launch": self.launch,
+            "fingerprint": self.fingerprint,
             "interpreters": {
                 name: {key: e[key] for key in ("python", "pythonpath", "variables")}
                 for name, e in self.environments.items()
@@ -139,6 +148,26 @@ def run_step(spec: StepSpec, show: Show) -> Artifact:
         _forget(state, keep=KEPT_STATE)
         show(spec.step, {"event": "finished", "metrics": outcome.metrics})
         return done
+
+
+def probe_step(spec: StepSpec, show: Show) -> Outcome:
+    """Run a step's stage only for what it measures; keep nothing, and no MLflow run of it.
+
+    Raises:
+        ToolkitError: The stage's own error; its log stays in the state folder with ``-probe``.
+    """
+    state, output = private_folder(Path(f"{spec.state}-probe")), f"{spec.artifact}-probe"
+    trial = replace(spec, state=str(state), artifact=output, resume=False, probe=True)
+    part = artifact.part_of(Path(output))
+    _empty(part)
+    show(spec.step, {"event": "started"})
+    try:
+        outcome = run_stage(trial, trial.write(), lambda event: show(spec.step, event))
+    finally:
+        shutil.rmtree(part)
+    shutil.rmtree(state)
+    show(spec.step, {"event": "finished", "metrics": outcome.metrics})
+    return outcome
 
 
 def _mlflow_run(spec: StepSpec) -> StepRun:
@@ -239,12 +268,17 @@ def raise_on_sigterm() -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Run the step file in ``argv[0]``, with plain progress lines for a job log."""
+    """Run the step file in ``argv[0]``, with plain progress lines for a job log.
+
+    With ``TOOLKIT_NODE`` above 0 this is another node of a step of several: it lends its processes.
+    """
     from toolkit.cli import render
 
     raise_on_sigterm()
     spec = StepSpec.read(Path(argv[0]))
     try:
+        if int(os.environ.get(NODE, "0")) > 0:
+            return join_stage(spec, Path(argv[0]))
         run_step(spec, render.Progress().show)
     except errors.ToolkitError as error:
         render.error(error)

@@ -3,10 +3,10 @@
 import pytest
 
 from tests.folders import LLAMA
-from toolkit.preflight.base_facts import BaseFacts
-from toolkit.preflight.capacity import shape_of
+from toolkit.forecast.parts import GIB
+from toolkit.forecast.serving import Ask, forecast, kv_bytes_per_token, slot_bytes
+from toolkit.preflight.base_facts import BaseFacts, shape_of
 from toolkit.preflight.gpu import GpuFacts, described, parse
-from toolkit.preflight.memory import GIB, Ask, forecast, kv_bytes_per_token, slot_bytes
 
 LLAMA_8B = LLAMA | {
     "hidden_size": 4096,

@@ -70,6 +70,17 @@ WRONG = {
     "gate against nothing": (gate(max_drop=0.1, against="x"), "evaluate.gates: against names 'x', but this recipe has base, tuned, merged"),
     "evaluate of nothing": (DATA | {"evaluate": {"of": ["tuned"]}}, "evaluate.of names 'tuned', but this recipe has base"),
     "serve of nothing": ({"serve": {"models": ["awq"]}}, "serve.models names 'awq', but this recipe has base"),
+    "start of an adapter": (DATA | {"train": {"lora": {"init": "pisa"}}}, "init is 'pisa': write default, pissa, pissa_niter_N (such as pissa_niter_16) or loftq (did you mean 'pissa'?)"),
+    "no power iterations": (DATA | {"train": {"lora": {"init": "pissa_niter_0"}}}, "init is 'pissa_niter_0': write default, pissa, pissa_niter_N (such as pissa_niter_16) or loftq (did you mean 'pissa_niter_16'?)"),
+    "DoRA on PiSSA": (DATA | {"train": {"lora": {"dora": True, "init": "pissa"}}}, "dora is true and init is 'pissa': DoRA measures the base's rows, which such a start moves; take dora: false, or init: default"),
+    "dropout of the base": (DATA | {"train": {"lora": {"init": "pissa", "dropout": 0.1}}}, "init is 'pissa' and dropout is 0.1: the adapter holds the base's largest directions, which dropout would drop; take dropout: 0, or init: default"),
+    "DoRA on all weights": (DATA | {"train": {"method": "full", "lora": {"dora": True}}}, "lora.dora is true, but method is 'full', which trains no adapter: remove it, or take method: lora"),
+    "start of all weights": (DATA | {"train": {"method": "full", "lora": {"init": "pissa"}}}, "lora.init is 'pissa', but method is 'full', which trains no adapter: remove it, or take method: lora"),
+    "LoRA+ on all weights": (DATA | {"train": {"method": "full", "lora": {"plus_ratio": 16}}}, "lora.plus_ratio is 16.0, but method is 'full', which trains no adapter: remove it, or take method: lora"),
+    "LoRA+ backwards": (DATA | {"train": {"lora": {"plus_ratio": 0.5}}}, "Input should be greater than or equal to 1"),
+    "LoftQ on full precision": (DATA | {"train": {"lora": {"init": "loftq"}}}, "lora.init is 'loftq', but method is 'lora': LoftQ makes good what 4-bit rounding lost; take method: qlora, or lora.init: pissa"),
+    "PiSSA in shards": (DATA | {"train": {"parallel": "fsdp", "lora": {"init": "pissa"}}}, "lora.init is 'pissa', but parallel is 'fsdp': how the adapter starts is made from whole weights; take parallel: ddp or zero2, or lora.init: default"),
+    "PiSSA on 4 bits": (DATA | {"train": {"method": "qlora", "lora": {"init": "pissa_niter_4"}}}, "lora.init is 'pissa_niter_4', but method is 'qlora': PiSSA changes weights that are 4-bit codes there; take lora.init: loftq, or method: lora"),
     "port": ({"serve": {"port": 70000}}, "Input should be less than or equal to 65535"),
     "engine": ({"serve": {"engine": "tgi"}}, "Input should be 'auto', 'vllm' or 'sglang'"),
     "unknown": ({"sreve": {}}, "Extra inputs are not permitted"),
@@ -123,6 +134,19 @@ def test_what_is_scored_and_served_follows_from_the_sections():
     assert recipe.evaluated == ("base", "tuned", "gptq")
     assert recipe.served == ("tuned",)
     assert Recipe.model_validate(BASE | {"serve": {}}).served == ("base",)
+
+
+@pytest.mark.parametrize(
+    "train", [{"lora": {"dora": True}}, {"method": "qlora", "lora": {"init": "loftq"}}]
+)
+def test_an_adapter_that_is_nothing_by_itself_is_scored_and_served_merged(train):
+    quantize = {"quantize": [{"method": "bnb", "of": "base"}]}
+    recipe = Recipe.model_validate(
+        BASE | DATA | quantize | {"train": train, "evaluate": {}, "serve": {}}
+    )
+    assert recipe.served == ("merged",)
+    assert recipe.evaluated == ("base", "merged", "bnb")
+    assert not recipe.serves_trained_adapter
 
 
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)

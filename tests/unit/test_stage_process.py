@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tests.unit.test_fetch import CONFIG, write_safetensors
 from toolkit.errors import ModelError, StepFailedError
 from toolkit.stage_process import Outcome, run_stage
 from toolkit.tracking import Store
-from toolkit.worker import StepSpec
+from toolkit.worker import StepSpec, main, probe_step
 from toolkit.workspace import private_folder
 
 
@@ -90,3 +91,29 @@ def test_a_stage_is_told_the_store_that_runs_go_to(root: Path) -> None:
     assert os.environ.get("MLFLOW_TRACKING_URI") != "sqlite:///nowhere.db"
     run(spec(root, python=str(python)))
     assert (root / "state" / "log.txt").read_text().startswith("sqlite:///nowhere.db\n")
+
+
+def test_a_probe_measures_and_keeps_nothing(root: Path) -> None:
+    before = sorted(root.iterdir())
+    outcome = probe_step(spec(root), lambda *_: None)
+    assert outcome.facts["architecture"] == CONFIG["architectures"][0]
+    assert sorted(root.iterdir()) == before
+
+
+def test_a_probe_that_fails_leaves_its_log(root: Path) -> None:
+    (root / "model" / "config.json").unlink()
+    with pytest.raises(ModelError):
+        probe_step(spec(root), lambda *_: None)
+    assert (root / "state-probe" / "log.txt").is_file()
+    assert not (root / "artifact-probe.part").exists()
+
+
+def test_another_node_only_lends_its_processes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step_file = spec(root).write()
+    monkeypatch.setenv("TOOLKIT_NODE", "1")
+    monkeypatch.setenv("TOOLKIT_PARENT", str(os.getpid()))
+    kept = signal.getsignal(signal.SIGTERM)
+    assert main([str(step_file)]) == 0
+    signal.signal(signal.SIGTERM, kept)
+    assert not (root / "artifact").exists()
+    assert not (root / "nowhere.db").exists()

@@ -1,3 +1,4 @@
+import pytest
 import yaml
 
 from toolkit.train.card import model_card
@@ -49,6 +50,27 @@ def test_merged_card_says_what_the_adapter_was_merged_into():
         "merged", "bf16", FACTS | {"trained_on": "nf4", "method": "qlora"}, {}, {}
     )
     assert "merged into the dequantized 4-bit weights that training saw" in quantized
+
+
+@pytest.mark.parametrize(
+    ("facts", "said", "row", "has_command"),
+    [
+        ({"dora": True}, "PEFT loads it, vLLM and SGLang do not", "DoRA", False),
+        (
+            {"init": "pissa_niter_16", "converted_from": "pissa_niter_16"},
+            "made a plain adapter for the base as it was",
+            "PiSSA (arXiv:2404.02948), pissa_niter_16",
+            True,
+        ),
+        ({"init": "loftq"}, "corrects the base in 4-bit NF4", "LoftQ in one round", True),
+        ({"plus_ratio": 16}, "", "LoRA+ (arXiv:2402.12354), ratio 16", True),
+    ],
+)
+def test_the_card_says_what_more_an_adapter_needs(facts, said, row, has_command):
+    card = model_card("adapter", "fp32", FACTS | facts, {}, {})
+    assert said in card
+    assert row in next(line for line in card.splitlines() if line.startswith("| variants |"))
+    assert ("--lora-modules" in card) == has_command
 
 
 def test_full_card_speaks_of_no_adapter():

@@ -46,12 +46,15 @@ def plan(
             {
                 "recipe": str(recipe),
                 "engine": asdict(prepared.choice) if prepared.choice else None,
-                "training": asdict(prepared.speed) if prepared.speed else None,
+                "training": _training(prepared),
                 "warnings": prepared.warnings,
                 "preflight": [verdict.as_json() for verdict in prepared.verdicts],
+                "memory": [one.as_json() for one in prepared.memory],
                 "steps": [_described(s, prepared) for s in statuses],
             }
         )
+    else:
+        _show_memory(prepared)
     insist(prepared.verdicts)
     if as_json:
         return
@@ -70,11 +73,61 @@ def plan(
         render.say(f"trained by the {prepared.speed.path} path: {prepared.speed.reason}")
     if prepared.choice:
         render.say(f"served by {prepared.choice.engine}: {prepared.choice.reason}")
+    if prepared.training_said:
+        render.say(prepared.training_said)
     _warn(prepared)
     done = sum(s.done for s in statuses)
     render.say(
         f"{done} of {len(statuses)} steps are done; artifacts are in {prepared.workspace.root}"
     )
+
+
+MEMORY_COLUMNS = {
+    "weights": ("weights", "gathered blocks"),
+    "adapters": ("adapter", "LoRA slots"),
+    "optimizer": ("optimizer",),
+    "gradients": ("gradients",),
+    "activations": ("activations", "hessians"),
+    "logits": ("logits",),
+    "KV cache": ("KV cache",),
+    "rest": ("workspace", "fragmentation", "CUDA context", "engine"),
+}
+"""Columns of the table of memory -> the parts that each holds."""
+
+
+def _show_memory(prepared: Prepared) -> None:
+    """GiB on one GPU at the peak of each step, and what would make it fit."""
+    from toolkit.forecast.parts import gib
+
+    if not prepared.memory:
+        return
+    rows = []
+    for one in prepared.memory:
+        sizes = [one.forecast.bytes_of(*names) for names in MEMORY_COLUMNS.values()]
+        limit = one.forecast.limit
+        shown = [gib(size) if size else "" for size in (*sizes, one.forecast.total, limit or 0)]
+        rows.append((one.step, *shown, str(one.fit)))
+    columns = ("GiB at the peak", *MEMORY_COLUMNS, "all", "there is", "verdict")
+    render.table(columns, rows)
+    for one in prepared.memory:
+        for note in one.notes:
+            render.say(f"{one.step}: {note}")
+        if one.proposal:
+            total = gib(one.proposal.forecast.total)
+            render.say(f"{one.step} fits with {one.proposal.text} ({total} GiB)")
+
+
+def _training(prepared: Prepared) -> dict[str, Any] | None:
+    """How many processes train together, and how."""
+    train = prepared.loaded.recipe.train
+    if train is None:
+        return None
+    return asdict(prepared.launch) | {
+        "parallel": train.parallel if prepared.launch.ranks > 1 else None,
+        "reason": prepared.parallel.reason if prepared.parallel else None,
+        "speed": asdict(prepared.speed) if prepared.speed else None,
+        "effective_batch": train.batch_size * train.gradient_accumulation * prepared.launch.ranks,
+    }
 
 
 def _where(status: StepStatus, prepared: Prepared) -> str:
@@ -154,17 +207,25 @@ def _stage_command(stages: tuple[str, ...], what: str, example: str) -> click.Co
         is_flag=True,
         help="Refuse when earlier steps are not done, instead of running them.",
     )
-    def command(recipe: Path, **options: Any) -> None:
-        run_stages(recipe, stages, **options)
+    def command(recipe: Path, *, probe: bool = False, **options: Any) -> None:
+        if probe:
+            run_probe(recipe, stages[0], **options)
+        else:
+            run_stages(recipe, stages, **options)
 
     return command
 
 
-train = _stage_command(
+_train = _stage_command(
     ("train",),
     "Run a recipe as far as training; missing inputs are made first.",
     "train recipes/demo/tickets.yaml --set train.lora.rank=8",
 )
+train = click.option(
+    "--probe",
+    is_flag=True,
+    help="Only try out whether it fits: two steps on the worst batch, measured; keeps nothing.",
+)(_train)
 export = _stage_command(
     ("export",),
     "Run a recipe as far as the exported adapter and merged model.",
@@ -215,6 +276,44 @@ def run_stages(
     else:
         _show(outcome, prepared)
     return outcome
+
+
+def run_probe(
+    recipe: Path,
+    name: str,
+    *,
+    overrides: tuple[str, ...],
+    profile: str | None,
+    workspace: Path | None,
+    as_json: bool,
+    frozen: bool,
+    **_: Any,
+) -> None:
+    """Make what the step reads, run two steps of it on the worst batch, and show forecast and measurement."""
+    from toolkit import execute
+    from toolkit.prepare import prepare
+    from toolkit.worker import raise_on_sigterm
+
+    raise_on_sigterm()
+    prepared = prepare(recipe, overrides, profile, workspace).cut((name,))
+    prepared.require_environments(prepared.survey())
+    found = execute.probe(prepared, name, render.Progress().show, frozen=frozen)
+    if as_json:
+        render.as_json({"metrics": found.metrics, **found.facts})
+    else:
+        _show_probe(found.facts)
+
+
+def _show_probe(facts: dict[str, Any]) -> None:
+    from toolkit.forecast.parts import gib
+
+    render.table(
+        ("part", "forecast GiB"), [(name, gib(size)) for name, size in facts["parts_bytes"].items()]
+    )
+    seen = facts["measured_bytes"]
+    measured = f"measured {gib(seen)} of {gib(facts['gpu_bytes'])}" if seen else "no GPU to measure"
+    expected = f"{gib(facts['total_bytes'])} GiB" if facts["total_bytes"] else "nothing"
+    render.say(f"two steps of {facts['batch']}: forecast {expected}, {measured}")
 
 
 def summary(outcome: RunOutcome) -> dict[str, Any]:

@@ -29,6 +29,10 @@ from toolkit.workspace import private_folder
 Report = Callable[[str], None]
 POLL_S = 0.25
 
+FROM_SOURCE = {"deepspeed": {"DS_BUILD_OPS": "0", "DS_ACCELERATOR": "cpu"}}
+"""Packages that have no wheel, with the variables that build one. They import torch while they are built,
+so they are built in the environment, after its other packages, with nothing but those: all by hash."""
+
 
 @dataclass(frozen=True)
 class Built:
@@ -100,11 +104,13 @@ def _build(target: Path, lock: Lock, report: Report, held: int) -> Built:
     torch = torch_source() if lock.accelerator == "cpu" else []
     packages = [
         "pip",
-        "sync",
+        "install",
         "--require-hashes",
         "--python",
         str(part / "bin" / "python"),
         *torch,
+        *(f"--no-build-isolation-package={name}" for name in FROM_SOURCE if name in lock.pins),
+        "-r",
         str(lock.path),
     ]
     _uv(
@@ -136,7 +142,7 @@ def _uv(
     with log.open("ab") as output:
         process = subprocess.Popen(
             [uv(), *arguments],
-            env=uv_environ(),
+            env=uv_environ() | _build_variables(lock),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -152,6 +158,12 @@ def _uv(
             raise
     if process.returncode:
         raise explain(log.read_text(), lock, log)
+
+
+def _build_variables(lock: Lock) -> dict[str, str]:
+    """What packages without a wheel want to be told while they are built."""
+    told = (variables for name, variables in FROM_SOURCE.items() if name in lock.pins)
+    return {key: value for variables in told for key, value in variables.items()}
 
 
 def _ended(process: subprocess.Popen[bytes]) -> bool:

@@ -202,7 +202,7 @@ def _adapters(recipe: Recipe, subject: str, folder: Path) -> tuple[Adapter, ...]
     found = []
     if subject == "tuned" and recipe.train and recipe.train.method != "full":
         name = recipe.serve.name or recipe.name
-        found.append(Adapter(name, MODELS / "adapters" / name, recipe.train.lora.rank))
+        found.append(Adapter(name, MODELS / "adapters" / name, recipe.train.lora.served_rank))
     for given in recipe.serve.adapters:
         read = Adapter.read(given.name, folder / given.path)
         found.append(Adapter(given.name, MODELS / "adapters" / given.name, read.rank))

@@ -64,6 +64,15 @@ class GpuSection(Section):
     """GPUs of the machine."""
 
 
+class NodesSection(Section):
+    """Several machines that train one model together. Each sees the workspace under the same path."""
+
+    count: Annotated[int, Field(ge=2)]
+    """Machines; the job engine starts the worker on each, with `TOOLKIT_NODE` 0, 1, ..."""
+    rendezvous: str
+    """`host:port` on the first of them, where they meet."""
+
+
 class Profile(Section):
     """Where and how big."""
 
@@ -77,6 +86,10 @@ class Profile(Section):
     """Which locks are meant; `auto` looks for an NVIDIA device."""
     gpu: GpuSection | None = None
     """The GPUs that a job gets, when it runs elsewhere than where it is planned."""
+    processes: Annotated[int, Field(ge=1)] | None = None
+    """Processes that training is split over, on each machine: as many as GPUs unless given; one on a CPU."""
+    nodes: NodesSection | None = None
+    """Several machines for training; one unless given."""
     environments: EnvironmentsSection = EnvironmentsSection()
     """Replacements by logical name; what is not named is built from its lock."""
 

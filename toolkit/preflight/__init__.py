@@ -19,9 +19,12 @@ from toolkit.preflight import (
     capacity,
     context,
     files,
+    memory,
+    parallel,
     quantization,
     serving,
     tensors,
+    trained,
 )
 from toolkit.preflight.facts import LOCKED_ENGINES, Accelerator, Facts, gather
 from toolkit.preflight.machine import Environment, gather_here
@@ -37,9 +40,12 @@ RULES: tuple[Rule, ...] = (
     *base.RULES,
     *context.RULES,
     *files.RULES,
+    *parallel.RULES,
     *quantization.RULES,
     *serving.RULES,
     *capacity.RULES,
+    *memory.RULES,
+    *trained.RULES,
     *adapters.RULES,
     *tensors.RULES,
 )

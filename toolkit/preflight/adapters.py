@@ -88,7 +88,9 @@ def rank(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
         return
     ranks = {where: adapter.rank for where, adapter in readable_adapters(facts)}
     if recipe.train and recipe.train.method != "full" and recipe.serves_trained_adapter:
-        ranks["train.lora.rank"] = recipe.train.lora.rank
+        lora = recipe.train.lora
+        twice = f", twice for {lora.init}" if lora.is_pissa else ""
+        ranks[f"train.lora.rank{twice}"] = lora.served_rank
     for where, value in ranks.items():
         yield from _rank(where, value, facts.engine)
 

@@ -149,8 +149,10 @@ def quantized_base(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
     "serve it merged, or with vLLM",
 )
 def engine_scale(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
-    """SGLang serves an rsLoRA adapter sqrt(rank) times too weak, without an error."""
+    """SGLang serves an rsLoRA adapter sqrt(rank) times too weak, without an error; PiSSA's is made a plain one."""
     if not (recipe.train and recipe.train.lora.rslora and _serves_adapter(recipe, facts, "sglang")):
+        return
+    if recipe.train.lora.is_pissa:
         return
     rank = recipe.train.lora.rank
     yield refuse(
@@ -172,6 +174,7 @@ def qlora_served(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
     if (
         recipe.train
         and recipe.train.method == "qlora"
+        and recipe.train.lora.init != "loftq"  # train.loftq_served refuses that
         and "tuned" in recipe.served
         and recipe.serve
     ):

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from toolkit.forecast.shape import ModelShape
 from toolkit.preflight.headers import Weights, read_weights
 
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -41,6 +42,11 @@ class BaseFacts:
         """First of ``architectures``."""
         named = self.config.get("architectures") or ()
         return str(named[0]) if named else None
+
+    @property
+    def family(self) -> str:
+        """``model_type`` of the language model; empty where it does not say."""
+        return str(self._text.get("model_type") or "")
 
     @property
     def is_tied(self) -> bool:
@@ -163,4 +169,38 @@ def read_base(folder: Path, config: Mapping[str, Any], index: Mapping[str, Any])
         config,
         tuple(read_weights(file) for file in sorted(folder.glob("*.safetensors"))),
         tuple(name for name in named if not (folder / name).is_file()),
+    )
+
+
+FAMILIES: Mapping[str, Mapping[str, Any]] = {
+    "llama": {},
+    "mistral": {},
+    "qwen2": {},
+    "qwen3": {"head_norms": True},
+    "gemma2": {"norms": 4, "capped": True},
+    "gemma3_text": {"norms": 4, "head_norms": True},
+}
+"""``model_type`` of the decoders whose memory was compared with the forecast, and how they differ from Llama."""
+
+
+def shape_of(base: BaseFacts) -> ModelShape | None:
+    """Sizes for the forecasts; ``None`` where the config is not that of a dense decoder."""
+    layers, hidden = base.number("num_hidden_layers"), base.number("hidden_size")
+    inner, vocabulary = base.number("intermediate_size"), base.number("vocab_size")
+    if base.number("kv_lora_rank") or base.is_moe or not (base.kv_heads and base.head_dim):
+        return None
+    if not (layers and hidden and inner and vocabulary):
+        return None
+    return ModelShape(
+        layers,
+        hidden,
+        inner,
+        base.kv_heads,
+        base.head_dim,
+        vocabulary,
+        {name: pair for name in LINEARS if (pair := base.linear(name))},
+        heads=base.number("num_attention_heads") or 0,
+        tied=base.is_tied,
+        known=base.family in FAMILIES,
+        **FAMILIES.get(base.family, {}),
     )

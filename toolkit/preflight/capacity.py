@@ -6,19 +6,21 @@ from collections.abc import Iterator
 from dataclasses import replace
 from math import ceil
 
-from toolkit.preflight.adapters import VLLM_RANKS
-from toolkit.preflight.base_facts import LINEARS, BaseFacts
-from toolkit.preflight.facts import Facts
-from toolkit.preflight.formats import WeightFormat, format_of
-from toolkit.preflight.memory import (
-    GIB,
+from toolkit.forecast import parts
+from toolkit.forecast.parts import GIB, Fit, gib
+from toolkit.forecast.serving import (
     RESERVE_BYTES,
     Ask,
     Forecast,
-    ModelShape,
     forecast,
+    held_against,
     kv_bytes_per_token,
 )
+from toolkit.forecast.shape import ModelShape
+from toolkit.preflight.adapters import VLLM_RANKS
+from toolkit.preflight.base_facts import BaseFacts, shape_of
+from toolkit.preflight.facts import Facts
+from toolkit.preflight.formats import WeightFormat, format_of
 from toolkit.preflight.verdict import Finding, refuse, rule, warn
 from toolkit.recipe import Recipe
 from toolkit.recipe.recipe import ON
@@ -32,18 +34,6 @@ SHRINKS = {
     WeightFormat.fp8: 0.51,
 }
 """Bytes of quantized linear layers as a share of bf16, scales included (group size 64 or 128)."""
-
-
-def shape_of(base: BaseFacts) -> ModelShape | None:
-    """Sizes for the forecast; ``None`` where the config is not that of a dense decoder."""
-    layers, hidden = base.number("num_hidden_layers"), base.number("hidden_size")
-    inner, vocabulary = base.number("intermediate_size"), base.number("vocab_size")
-    if base.number("kv_lora_rank") or base.is_moe or not (base.kv_heads and base.head_dim):
-        return None
-    if not (layers and hidden and inner and vocabulary):
-        return None
-    linears = tuple(pair for name in LINEARS if (pair := base.linear(name)))
-    return ModelShape(layers, hidden, inner, base.kv_heads, base.head_dim, vocabulary, linears)
 
 
 def _weight_bytes(recipe: Recipe, base: BaseFacts, subject: str) -> int | None:
@@ -85,7 +75,7 @@ def adapter_ranks(recipe: Recipe, facts: Facts, subject: str = "tuned") -> dict[
     }
     trains = recipe.train if recipe.train and recipe.train.method != "full" else None
     if trains and subject == "tuned" and "tuned" in recipe.served:
-        ranks["train.lora.rank"] = trains.lora.rank
+        ranks["train.lora.rank"] = trains.lora.served_rank
     return ranks
 
 
@@ -104,7 +94,7 @@ def _slot_rank(rank: int, engine: str) -> int:
     "serve.memory",
     "weights, one request of full length and the adapters fit into the GPU",
     "vllm, v1/worker/gpu_worker.py: determine_available_memory; v1/core/kv_cache_utils.py refuses "
-    "to start with less than one request's cache; preflight/memory.py has the formulas",
+    "to start with less than one request's cache; forecast/serving.py has the formulas",
     "fewer tokens, more GPUs, a quantized model or a larger memory_fraction",
 )
 def memory(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
@@ -131,19 +121,22 @@ def memory(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
             )
 
 
+def served(recipe: Recipe, facts: Facts, subject: str) -> tuple[parts.Forecast, Fit] | None:
+    """Memory of a served model in parts; ``None`` where too little is known."""
+    shape = shape_of(facts.base) if facts.base else None
+    ask = _ask(recipe, recipe.serve, facts, subject) if recipe.serve else None
+    return held_against(forecast(shape, ask), ask) if shape and ask else None
+
+
 def _numbers(now: Forecast, ask: Ask) -> str:
-    parts = [f"weights {_gib(now.weights)}"]
-    parts += [f"{ask.slots} LoRA slots of rank {ask.rank} {_gib(now.slots)}"] if ask.slots else []
-    parts += [f"activations about {_gib(now.activations + RESERVE_BYTES)}"]
-    parts += [f"KV cache of {ask.context} tokens {_gib(now.context)}"]
+    parts = [f"weights {gib(now.weights)}"]
+    parts += [f"{ask.slots} LoRA slots of rank {ask.rank} {gib(now.slots)}"] if ask.slots else []
+    parts += [f"activations about {gib(now.activations + RESERVE_BYTES)}"]
+    parts += [f"KV cache of {ask.context} tokens {gib(now.context)}"]
     return (
-        f"{' + '.join(parts)} = {_gib(now.fixed + now.context)} GiB, but {ask.fraction:g} of "
-        f"{_gib(ask.gpu_bytes)} GiB is {_gib(now.budget)}"
+        f"{' + '.join(parts)} = {gib(now.fixed + now.context)} GiB, but {ask.fraction:g} of "
+        f"{gib(ask.gpu_bytes)} GiB is {gib(now.budget)}"
     )
-
-
-def _gib(number: int) -> str:
-    return f"{number / GIB:.1f}" if number >= GIB / 10 else f"{number / GIB:.2f}"
 
 
 def _fixes(shape: ModelShape, ask: Ask, facts: Facts) -> Iterator[str]:
@@ -224,10 +217,10 @@ def memory_in_use(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
     if free < wanted:
         share = int(free / gpu.memory_bytes * 100) / 100
         yield warn(
-            f"serve.memory_fraction {recipe.serve.memory_fraction:g} is {_gib(int(wanted))} GiB, "
-            f"but {_gib(free)} of {_gib(gpu.memory_bytes)} GiB are free now: the engine would not "
+            f"serve.memory_fraction {recipe.serve.memory_fraction:g} is {gib(int(wanted))} GiB, "
+            f"but {gib(free)} of {gib(gpu.memory_bytes)} GiB are free now: the engine would not "
             "start",
-            f"stop what holds {_gib(gpu.used_bytes)} GiB, or set serve.memory_fraction: {share:g}",
+            f"stop what holds {gib(gpu.used_bytes)} GiB, or set serve.memory_fraction: {share:g}",
         )
 
 
@@ -259,7 +252,7 @@ def kv_cache(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
         tokens = given // kv_bytes_per_token(shape, bytes_each=each)
         yield refuse(
             f"serve.kv_cache_gib is {given / GIB:g}, but one request of {recipe.model.max_length} "
-            f"tokens takes {_gib(needed)} GiB",
+            f"tokens takes {gib(needed)} GiB",
             f"set serve.kv_cache_gib: {ceil(needed / GIB * 10) / 10:g}, or model.max_length: "
             f"{_round_down(tokens)}",
         )

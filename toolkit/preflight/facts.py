@@ -53,6 +53,12 @@ class Facts:
     missing: tuple[tuple[str, str], ...] = ()
     """Files that the recipe names and that are not there: (key, path)."""
     functions: tuple[FunctionFacts, ...] = ()
+    dataset: Mapping[str, Any] = field(default_factory=dict)
+    """What the data step said of its rows (longest_row, tokens, ...); empty when it has not run."""
+    done: frozenset[str] = frozenset()
+    """Names of the steps whose artifact is there."""
+    ranks: int = 1
+    """Processes that train together."""
 
     @property
     def engine_name(self) -> str:
@@ -75,6 +81,8 @@ def gather(
     base_folder: Path | None = None,
     base_hash: str | None = None,
     gpu: GpuFacts | None = None,
+    dataset: Mapping[str, Any] | None = None,
+    done: frozenset[str] = frozenset(),
 ) -> Facts:
     """Read what the rules need: a few small files and headers, no network.
 
@@ -87,6 +95,8 @@ def gather(
         base_folder: Where a base that was fetched already is; a local folder is found without it.
         base_hash: Of that base, as ``reference.json`` of an adapter names it.
         gpu: The GPU, where it is known.
+        dataset: What the data step said of its rows.
+        done: Names of the steps whose artifact is there.
     """
     engine = engine_of(recipe, accelerator)
     version = engine_version or LOCKED_ENGINES.get((engine, accelerator), "")
@@ -110,6 +120,8 @@ def gather(
         },
         missing=tuple(_missing(recipe, recipe_dir)),
         functions=tuple(read_functions(recipe, recipe_dir)),
+        dataset=dataset or {},
+        done=done,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from toolkit import digests
 from toolkit.preflight.facts import Accelerator, Facts, engine_of, gather
@@ -13,7 +13,7 @@ from toolkit.preflight.gpu import GpuFacts
 from toolkit.preflight.reading import read_json
 
 if TYPE_CHECKING:
-    from toolkit.plan import Plan
+    from toolkit.plan import Plan, Step
     from toolkit.recipe.load import Loaded
     from toolkit.workspace import Workspace
 
@@ -67,6 +67,8 @@ def gather_here(
         base_folder=fetched,
         base_hash=weights_hash(fetched) if fetched else None,
         gpu=gpu,
+        dataset=_rows_made(plan, workspace),
+        done=frozenset(s.name for s in plan.steps if _manifest(s, workspace).is_file()),
     )
 
 
@@ -99,6 +101,19 @@ def _fetched(plan: Plan, workspace: Workspace) -> Path | None:
             path = workspace.artifact(step.stage, step.fingerprint)
             return path if (path / "config.json").is_file() else None
     return None
+
+
+def _rows_made(plan: Plan, workspace: Workspace) -> Mapping[str, Any] | None:
+    """What the data step said of its rows, where it has run."""
+    for step in plan.steps:
+        if step.stage == "data":
+            facts = (read_json(_manifest(step, workspace)) or {}).get("facts")
+            return facts if isinstance(facts, dict) else None
+    return None
+
+
+def _manifest(step: Step, workspace: Workspace) -> Path:
+    return workspace.artifact(step.stage, step.fingerprint) / "manifest.json"
 
 
 def weights_hash(artifact: Path) -> str | None:

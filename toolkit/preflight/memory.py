@@ -1,131 +1,237 @@
-"""How much GPU memory serving takes: bytes in, bytes out. Pure.
-
-Where the numbers come from:
-
-- KV cache: two vectors of ``kv_heads * head_dim`` per layer and token (vLLM,
-  v1/kv_cache_interface.py: FullAttentionSpec); heads are shared out over tensor-parallel GPUs, at
-  least one each.
-- LoRA slots: for each linear layer ``rank * (inputs + outputs)`` weights per slot, whether an
-  adapter uses the layer or not (vLLM, lora/layers/base_linear.py: create_lora_weights).
-- What is left for the KV cache: ``fraction * memory - weights - slots - activations - the rest``
-  (vLLM, v1/worker/gpu_worker.py: determine_available_memory).
-- Activations and the rest are estimates: the widest layer for one batch of tokens, logits in
-  fp32, and :data:`RESERVE_BYTES` for the CUDA context and graphs.
-"""
+"""How much GPU memory the steps of a recipe take, and rules on it. The formulas are in ``toolkit/forecast``."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Any
 
-GIB = 2**30
+from toolkit.forecast import quantizing, training
+from toolkit.forecast.block import Keep, Rows
+from toolkit.forecast.changes import Proposal, least_gpu_gib, smallest
+from toolkit.forecast.parts import Fit, Forecast, gib, summed
+from toolkit.forecast.shape import ModelShape
+from toolkit.preflight import capacity
+from toolkit.preflight.base_facts import shape_of
+from toolkit.preflight.facts import Facts
+from toolkit.preflight.verdict import Finding, refuse, rule, warn
+from toolkit.recipe import Recipe
+from toolkit.recipe.train import TrainSection
 
-RESERVE_BYTES = GIB
-"""CUDA context, NCCL, graphs: about 1 GiB on an H100."""
+BF16_FROM = 8.0
+"""Compute capability from which a GPU has bf16."""
 
-BATCHED_TOKENS = 8192
-"""Tokens in one forward pass while prompts are read (vLLM on an H100; 2048 on smaller GPUs)."""
+UNEVEN = 1.25
+"""How much denser in trained tokens the worst packed batch is taken to be than the average one."""
 
 
 @dataclass(frozen=True)
-class ModelShape:
-    """Sizes of a decoder; ``linears`` are the (outputs, inputs) of one layer's linear layers."""
+class StepMemory:
+    """The forecast of one step."""
 
-    layers: int
-    hidden: int
-    intermediate: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
-    linears: Sequence[tuple[int, int]] = ()
+    step: str
+    forecast: Forecast
+    fit: Fit
+    proposal: Proposal | None = None
+    """The smallest change with which it fits, where it does not or may not."""
+    notes: tuple[str, ...] = ()
+    """What was assumed because nobody knows it yet."""
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``--json``: whole bytes."""
+        proposal = self.proposal
+        return {
+            "step": self.step,
+            "parts_bytes": {part.name: part.bytes for part in self.forecast.parts},
+            "total_bytes": self.forecast.total,
+            "gpu_bytes": self.forecast.gpu_bytes,
+            "verdict": str(self.fit),
+            "notes": list(self.notes),
+            "change": proposal
+            and {
+                "set": proposal.settings,
+                "total_bytes": proposal.forecast.total,
+            },
+        }
 
 
-@dataclass(frozen=True)
-class Ask:
-    """What is asked of one GPU.
+def forecasts(recipe: Recipe, facts: Facts) -> tuple[StepMemory, ...]:
+    """Of every step that puts a model on the GPU; empty without one, and where the base is unknown."""
+    shape = shape_of(facts.base) if facts.base else None
+    if shape is None or facts.accelerator != "cuda":
+        return ()
+    found = [
+        *_training(recipe, facts, shape),
+        *_quantizing(recipe, facts, shape),
+        *_serving(recipe, facts),
+    ]
+    return tuple(found)
 
-    Attributes:
-        weight_bytes: Of the whole model.
-        gpu_bytes: Memory of one GPU.
-        fraction: Share of it that the engine may take.
-        context: Tokens of the longest request.
-        concurrent: Requests decoded together.
-        slots: LoRA slots; 0 without adapters.
-        rank: Rank of each slot.
-        tensor_parallel: GPUs that share the model.
-        kv_bytes: Bytes of one number in the KV cache: 2, or 1 with FP8.
+
+def _gpu_bytes(facts: Facts) -> int | None:
+    return facts.gpu.memory_bytes if facts.gpu else None
+
+
+def _training(recipe: Recipe, facts: Facts, shape: ModelShape) -> Iterator[StepMemory]:
+    if recipe.train is None:
+        return
+    setup, notes = training_setup(recipe, recipe.train, facts, shape)
+    gpu = _gpu_bytes(facts)
+    if recipe.train.gradient_checkpointing == "auto":
+        setup = training.roomiest(setup, gpu)
+    found = training.forecast(setup, gpu)
+    fit, proposal = found.fit, None
+    if fit is Fit.too_large and not facts.dataset:  # rows that nobody knows may have few targets
+        kind = replace(setup, rows=replace(setup.rows, trained=1))
+        fit = fit if training.forecast(kind, gpu).fit is fit else Fit.tight
+    if gpu and fit is not Fit.fits:
+        proposal = smallest(setup, gpu, facts.gpu.count if facts.gpu else 1)
+    yield StepMemory("train", found, fit, proposal, notes)
+
+
+def training_setup(
+    recipe: Recipe, train: TrainSection, facts: Facts, shape: ModelShape
+) -> tuple[training.Setup, tuple[str, ...]]:
+    """What decides the memory of the train step, and what was assumed."""
+    rows, notes = _worst_rows(recipe, train, facts)
+    if not shape.known:
+        notes = (
+            *notes,
+            f"{(facts.base and facts.base.family) or 'this kind'} is taken to be like Llama",
+        )
+    old = (facts.capability or BF16_FROM) < BF16_FROM
+    width = 4 if train.precision == "fp32" or (train.precision == "auto" and old) else 2
+    return setup_of(train, shape, rows, width, facts.ranks), notes
+
+
+def setup_of(
+    train: TrainSection,
+    shape: ModelShape,
+    rows: Rows,
+    width: int,
+    gpus: int = 1,
+    *,
+    fused: bool = False,
+) -> training.Setup:
+    """What decides the memory of a training section on a GPU.
+
+    Args:
+        train: The section.
+        shape: Of the model.
+        rows: The largest micro-batch.
+        width: 2 in bf16 and 4 in fp32.
+        gpus: How many train together.
+        fused: Whether it takes the fast path; blocks then keep the least there is, as :func:`roomiest`
+            may change.
     """
-
-    weight_bytes: int
-    gpu_bytes: int
-    fraction: float
-    context: int
-    concurrent: int
-    slots: int = 0
-    rank: int = 0
-    tensor_parallel: int = 1
-    kv_bytes: int = 2
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """Bytes on one GPU."""
-
-    budget: int
-    """What the engine may take."""
-    weights: int
-    slots: int
-    activations: int
-    per_token: int
-    """KV cache of one token."""
-    context: int
-    """KV cache of one request of full length."""
-
-    @property
-    def fixed(self) -> int:
-        """All but the KV cache."""
-        return self.weights + self.slots + self.activations + RESERVE_BYTES
-
-    @property
-    def room(self) -> int:
-        """What is left for the KV cache; negative when even the weights do not fit."""
-        return self.budget - self.fixed
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that fit into the KV cache."""
-        return max(0, self.room // self.per_token)
-
-    @property
-    def fits(self) -> bool:
-        """Whether one request of full length fits: engines do not start with less."""
-        return self.room >= self.context
-
-
-def kv_bytes_per_token(shape: ModelShape, *, tensor_parallel: int = 1, bytes_each: int = 2) -> int:
-    """Bytes of KV cache that one token takes on one GPU."""
-    heads = max(1, shape.kv_heads // tensor_parallel)
-    return 2 * shape.layers * heads * shape.head_dim * bytes_each
-
-
-def slot_bytes(shape: ModelShape, rank: int, *, tensor_parallel: int = 1) -> int:
-    """Bytes of one LoRA slot on one GPU, in bf16: ``lora_A`` whole, ``lora_B`` shared out."""
-    per_layer = sum(inputs + outputs // tensor_parallel for outputs, inputs in shape.linears)
-    return 2 * rank * shape.layers * per_layer
-
-
-def forecast(shape: ModelShape, ask: Ask) -> Forecast:
-    """What one GPU holds."""
-    ways = ask.tensor_parallel
-    tokens = min(BATCHED_TOKENS, max(ask.context, ask.concurrent) * ask.concurrent)
-    widest = 3 * shape.intermediate // ways + 4 * shape.hidden
-    logits = 2 * 4 * shape.vocabulary * min(ask.concurrent, tokens)
-    per_token = kv_bytes_per_token(shape, tensor_parallel=ways, bytes_each=ask.kv_bytes)
-    return Forecast(
-        budget=int(ask.fraction * ask.gpu_bytes),
-        weights=ask.weight_bytes // ways,
-        slots=ask.slots * slot_bytes(shape, ask.rank, tensor_parallel=ways),
-        activations=2 * tokens * widest + logits,
-        per_token=per_token,
-        context=per_token * ask.context,
+    base: training.Base = "bf16" if width == 2 else "fp32"
+    lora = train.lora
+    return training.Setup(
+        shape,
+        train.method,
+        "nf4" if train.method == "qlora" else base,
+        width,
+        rows,
+        tuple(shape.linears) if lora.targets == "all-linear" else lora.targets,
+        lora.rank,
+        _keep(train, fused=fused),
+        fused=fused,
+        optimizer=train.optimizer,
+        accumulation=train.gradient_accumulation,
+        dropout=lora.dropout > 0,
+        gpus=gpus,
+        parallel="ddp" if train.parallel == "auto" else train.parallel,
     )
+
+
+def _keep(train: TrainSection, *, fused: bool) -> Keep:
+    if train.gradient_checkpointing is False:
+        return "products" if fused else "everything"
+    return "nothing"
+
+
+def _worst_rows(recipe: Recipe, train: TrainSection, facts: Facts) -> tuple[Rows, tuple[str, ...]]:
+    """The largest micro-batch there can be: full sequences, as far as the rows are known."""
+    length, made, notes = recipe.model.max_length, facts.dataset, []
+    sequences, share = train.batch_size, 1.0
+    if made:
+        sequences = min(sequences, int(made["rows"]))
+        longest = min(length, int(made["longest_row"]))
+        length = length if train.packing else longest
+        if train.packing:
+            share = min(1.0, UNEVEN * made["trained_tokens"] / max(1, made["tokens"]))
+    else:
+        notes = ["rows are not made yet: taken to be model.max_length long and trained throughout"]
+    trained = ceil(sequences * length * share)
+    return Rows(sequences, length, trained, train.packing), tuple(notes)
+
+
+def _quantizing(recipe: Recipe, facts: Facts, shape: ModelShape) -> Iterator[StepMemory]:
+    for section in recipe.quantize:
+        bits = section.bits or (4 if section.method in ("gptq", "awq", "bnb") else 8)
+        length = min(recipe.model.max_length, int(facts.dataset.get("longest_row", 2**31)))
+        setup = quantizing.QuantizeSetup(shape, section.method, bits, length)
+        found = quantizing.forecast(setup, _gpu_bytes(facts))
+        yield StepMemory(f"quantize-{section.label}", found, found.fit)
+
+
+def _serving(recipe: Recipe, facts: Facts) -> Iterator[StepMemory]:
+    for subject in recipe.served if recipe.serve else ():
+        found = capacity.served(recipe, facts, subject)
+        if found is not None:
+            yield StepMemory(f"serve-{subject}", *found)
+
+
+@rule(
+    "train.memory",
+    "training fits into the GPU",
+    "forecast/training.py has the formulas, docs/explanation/memory-forecast.md what was measured",
+    "a smaller batch, recomputing, 8-bit optimizer states, qlora, or more GPUs",
+)
+def train_memory(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
+    """Refuses what no error of the forecast could make fit."""
+    if recipe.train is None or "train" in facts.done:
+        return
+    for one in forecasts(recipe, facts):
+        if one.step == "train" and one.fit in (Fit.too_large, Fit.tight):
+            yield _finding(one, recipe, facts)
+
+
+@rule(
+    "quantize.memory",
+    "quantizing fits into the GPU",
+    "stages/quantize.py measures the whole model before and after; forecast/quantizing.py",
+    "a lower model.max_length or a larger GPU",
+)
+def quantize_memory(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
+    """The whole model is on the GPU while it is measured, whatever the method."""
+    for one in forecasts(recipe, facts):
+        due = one.step.startswith("quantize-") and one.step not in facts.done
+        if due and one.fit in (Fit.too_large, Fit.tight):
+            yield _finding(one, recipe, facts)
+
+
+def _finding(one: StepMemory, recipe: Recipe, facts: Facts) -> Finding:
+    verb = "does not fit" if one.fit is Fit.too_large else "is tight"
+    message = (
+        f"{one.step} {verb}: {summed(one.forecast.parts)} of {gib(one.forecast.limit or 0)} GiB"
+    )
+    hint = _hint(one, recipe, facts)
+    if one.fit is Fit.too_large:
+        return refuse(message, hint)
+    probe = "; toolkit train --probe tells for certain" if one.step == "train" else ""
+    return warn(message, hint + probe)
+
+
+def _hint(one: StepMemory, recipe: Recipe, facts: Facts) -> str:
+    if one.proposal is not None:
+        return f"set {one.proposal.text} ({gib(one.proposal.forecast.total)} GiB)"
+    shape = shape_of(facts.base) if facts.base else None
+    if one.step == "train" and recipe.train and shape:
+        least = least_gpu_gib(training_setup(recipe, recipe.train, facts, shape)[0])
+        return f"take a GPU with at least {least} GiB: no setting makes it fit a smaller one"
+    return f"take a GPU with at least {ceil(one.forecast.total * 1.05 / 2**30)} GiB"
+
+
+RULES = (train_memory, quantize_memory)

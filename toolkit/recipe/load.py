@@ -31,6 +31,13 @@ class Loaded:
         serve = self.recipe.serve.model_copy(update={"engine": engine})
         return replace(self, recipe=self.recipe.model_copy(update={"serve": serve}))
 
+    def with_parallel(self, parallel: str) -> Loaded:
+        """The same with ``train.parallel`` decided, where the recipe leaves it open (``auto``)."""
+        if self.recipe.train is None:
+            return self
+        train = self.recipe.train.model_copy(update={"parallel": parallel})
+        return replace(self, recipe=self.recipe.model_copy(update={"train": train}))
+
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     """Read and check the recipe at ``path``, changed by ``KEY.PATH=VALUE`` overrides.

@@ -95,12 +95,16 @@ class Recipe(Section):
     def served(self) -> tuple[str, ...]:
         """Models to serve, the default filled in."""
         given = self.serve.models if self.serve else ()
-        return given or (("tuned",) if self.train else ("base",))
+        if self.train is None:
+            return given or ("base",)
+        return given or (("merged",) if self.train.needs_merge else ("tuned",))
 
     @property
     def evaluated(self) -> tuple[str, ...]:
         """Models to score, the default filled in."""
         given = self.evaluate.of if self.evaluate else ()
+        if self.train and self.train.needs_merge:
+            return given or tuple(s for s in self.subjects if s != "tuned" and not s.startswith(ON))
         return given or tuple(s for s in self.subjects if s != "merged")
 
     def _names_exist(self) -> None:

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from toolkit.recipe.base import Count, Fraction, Section
+from toolkit.registry import close_match
+
+INITS = ("default", "pissa", "pissa_niter_16", "loftq")
+PATTERN = "default|pissa(_niter_[1-9][0-9]*)?|loftq"
+
+
+def _init(value: str) -> str:
+    """``value`` where PEFT knows it and the toolkit can serve what it makes; raises ValueError where not."""
+    if not re.fullmatch(PATTERN, value):
+        raise ValueError(
+            f"init is {value!r}: write default, pissa, pissa_niter_N (such as pissa_niter_16) or "
+            f"loftq{close_match(value, list(INITS))}"
+        )
+    return value
 
 
 class LoraSection(Section):
@@ -22,6 +37,41 @@ class LoraSection(Section):
     """Names of the linear layers that get an adapter, or all of them but the output head."""
     rslora: bool = False
     """Scale by alpha / sqrt(rank) instead (arXiv:2312.03732)."""
+    dora: bool = False
+    """DoRA (arXiv:2402.09353): learn the length of each weight's rows apart from their direction. No engine loads such
+    an adapter: it is served merged."""
+    init: Annotated[
+        str, AfterValidator(_init), Field(json_schema_extra={"pattern": f"^({PATTERN})$"})
+    ] = "default"
+    """How A and B start. `default`: B is zero. `pissa` (arXiv:2404.02948): the largest singular vectors of each weight,
+    which is left with the rest; `pissa_niter_16` finds them sooner, by 16 power iterations. `loftq`
+    (arXiv:2310.08659): what 4-bit rounding lost; with `qlora` alone."""
+    plus_ratio: Annotated[float, Field(ge=1)] | None = None
+    """LoRA+ (arXiv:2402.12354): learning rate of B over that of A; 16 is a start, with half of `learning_rate`."""
+
+    @property
+    def is_pissa(self) -> bool:
+        """Whether the base that is trained on is what PiSSA left of it."""
+        return self.init.startswith("pissa")
+
+    @property
+    def served_rank(self) -> int:
+        """Rank of the adapter that leaves training: PiSSA's start is subtracted by as many columns again."""
+        return 2 * self.rank if self.is_pissa else self.rank
+
+    @model_validator(mode="after")
+    def _start_fits(self) -> Self:
+        if self.dora and self.init != "default":
+            raise ValueError(
+                f"dora is true and init is {self.init!r}: DoRA measures the base's rows, which such a start moves; "
+                "take dora: false, or init: default"
+            )
+        if self.is_pissa and self.dropout > 0:
+            raise ValueError(
+                f"init is {self.init!r} and dropout is {self.dropout:g}: the adapter holds the base's largest "
+                "directions, which dropout would drop; take dropout: 0, or init: default"
+            )
+        return self
 
 
 class TrainSection(Section):
@@ -38,7 +88,9 @@ class TrainSection(Section):
     batch_size: Count = 8
     """Sequences per forward pass on each device; a packed sequence counts as one."""
     gradient_accumulation: Count = 1
-    """Forward passes per optimizer step."""
+    """Forward passes of each device per optimizer step: a step sees `batch_size` times this times the devices."""
+    parallel: Literal["auto", "ddp", "zero2", "zero3", "fsdp"] = "auto"
+    """On several GPUs: `ddp` copies the model, `zero2` shares out optimizer state, `zero3` and `fsdp` weights too."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     """Peak learning rate."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -61,6 +113,8 @@ class TrainSection(Section):
     """`auto` compiles layers and fuses the loss where it knows the architecture; `plain` is Transformers and PEFT."""
     gradient_checkpointing: Literal["auto"] | bool = "auto"
     """Compute activations again. `auto`: fast path: as much as memory asks; else: all on a GPU, none on a CPU."""
+    on_oom: Literal["stop", "halve_batch"] = "stop"
+    """When GPU memory runs out: `stop` and say what took it, or repeat the step with micro-batches half as large."""
     log_every: Count = 1
     """Steps between two logged losses."""
     evaluate_every: Count | None = None
@@ -75,5 +129,43 @@ class TrainSection(Section):
         if self.base_precision == "fp8" and self.method != "lora":
             raise ValueError(
                 f"base_precision fp8 is for method lora, and method is {self.method!r}"
+            )
+        return self
+
+    @property
+    def needs_merge(self) -> bool:
+        """Whether the adapter by itself is nothing to serve on the base.
+
+        So with DoRA, which no engine loads, and with LoftQ, whose adapter holds a correction of the 4-bit base.
+        """
+        return self.method != "full" and (self.lora.dora or self.lora.init == "loftq")
+
+    @model_validator(mode="after")
+    def _lora_fits_the_method(self) -> Self:
+        lora, method = self.lora, self.method
+        asked = {
+            "dora is true": lora.dora,
+            f"init is {lora.init!r}": lora.init != "default",
+            f"plus_ratio is {lora.plus_ratio}": lora.plus_ratio is not None,
+        }
+        for words in (words for words, is_set in asked.items() if is_set and method == "full"):
+            raise ValueError(
+                f"lora.{words}, but method is 'full', which trains no adapter: remove it, or take "
+                "method: lora"
+            )
+        if lora.init == "loftq" and method != "qlora":
+            raise ValueError(
+                f"lora.init is 'loftq', but method is {method!r}: LoftQ makes good what 4-bit rounding lost; take "
+                "method: qlora, or lora.init: pissa"
+            )
+        if lora.init != "default" and self.parallel in ("zero3", "fsdp"):
+            raise ValueError(
+                f"lora.init is {lora.init!r}, but parallel is {self.parallel!r}: how the adapter starts is made "
+                "from whole weights; take parallel: ddp or zero2, or lora.init: default"
+            )
+        if lora.is_pissa and method == "qlora":
+            raise ValueError(
+                f"lora.init is {lora.init!r}, but method is 'qlora': PiSSA changes weights that are 4-bit codes there; "
+                "take lora.init: loftq, or method: lora"
             )
         return self

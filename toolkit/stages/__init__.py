@@ -11,10 +11,10 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import IO, Any, ClassVar, Protocol, TypeVar
+from typing import IO, Any, ClassVar, Protocol, Self, TypeVar
 
 from toolkit.recipe.base import Section
 from toolkit.registry import Registry
@@ -104,9 +104,19 @@ class StageContext:
     resume: bool = True
     interpreters: Mapping[str, Interpreter] = field(default_factory=dict)
     events: IO[str] | None = None
+    probe: bool = False
+    """Only try out whether it fits: two steps on the worst batch, nothing is kept."""
+    speaks: bool = True
+    """Whether what is logged, shown and noted goes anywhere: on one of several ranks only."""
+
+    def silent(self) -> Self:
+        """The same for a process beside the one that speaks."""
+        return replace(self, events=None, speaks=False)
 
     def log(self, step: int, **metrics: float) -> None:
         """Record metrics at a step: a line of ``metrics.jsonl``, and from there MLflow."""
+        if not self.speaks:
+            return
         line = json.dumps({"step": step, "time": time.time(), "metrics": metrics})
         with (self.output / "metrics.jsonl").open("a") as file:
             file.write(line + "\n")

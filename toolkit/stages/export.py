@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from math import sqrt
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -34,11 +35,11 @@ class Export:
     environment: ClassVar[str] = "train"
 
     def run(self, config: ExportConfig, ctx: StageContext) -> StageResult:
-        """Merge or copy.
+        """Merge or copy; an adapter that took a part of its base into itself is made a plain one.
 
         Raises:
             PreflightError: An adapter is asked for, but all weights were trained.
-            StepFailedError: The merged model is not the trained one.
+            StepFailedError: The merged model, or the converted adapter on its base, is not the trained model.
         """
         if config.method == "full" and config.format == "adapter":
             raise PreflightError(
@@ -52,6 +53,7 @@ class Export:
         }
         if config.format == "adapter":
             dtype, metrics = "fp32", _adapter(facts, ctx)
+            facts |= {"converted_from": facts["init"], **_plain(facts)} if metrics else {}
         elif config.method == "full":
             dtype, metrics = config.dtype, _full(config, ctx)
         else:
@@ -69,6 +71,10 @@ _KEPT = (
     "rank",
     "alpha",
     "rslora",
+    "dora",
+    "init",
+    "plus_ratio",
+    "converted_from",
     "targets",
     "max_length",
     "trust_remote_code",
@@ -88,14 +94,13 @@ def _adapter(facts: Mapping[str, Any], ctx: StageContext) -> dict[str, float]:
     from toolkit.proof import training_side
     from toolkit.train.model import use_cores
 
-    source = ctx.inputs["adapter"].path
-    weights, settings = "adapter_model.safetensors", "adapter_config.json"
-    shutil.copyfile(source / weights, ctx.output / weights)
-    named = json.loads((source / settings).read_text()) | {"base_model_name_or_path": facts["base"]}
-    (ctx.output / settings).write_text(json.dumps(named, indent=2, sort_keys=True) + "\n")
+    use_cores()
+    metrics = _converted(facts, ctx) if _is_pissa(facts) else _copied(ctx)
+    settings = ctx.output / "adapter_config.json"
+    named = json.loads(settings.read_text()) | {"base_model_name_or_path": facts["base"]}
+    settings.write_text(json.dumps(named, indent=2, sort_keys=True) + "\n")
     model = ctx.inputs["model"]
     copy_companions(model.path, ctx.output)
-    use_cores()
     ctx.note("writing reference.json: tokens and logprobs that a server must agree with")
     training_side.of_adapter(
         ctx.output,
@@ -105,7 +110,44 @@ def _adapter(facts: Mapping[str, Any], ctx: StageContext) -> dict[str, float]:
         device=ctx.device,
         trust_remote_code=model.trusts_code,
     )
+    return metrics
+
+
+def _is_pissa(facts: Mapping[str, Any]) -> bool:
+    return str(facts.get("init")).startswith("pissa")
+
+
+def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What the plain adapter is that a PiSSA adapter was made."""
+    rank, alpha = facts["rank"], facts["alpha"]
+    scale = alpha / (sqrt(rank) if facts["rslora"] else rank)
+    return {"rank": 2 * rank, "alpha": scale * 2 * rank, "rslora": False}
+
+
+def _copied(ctx: StageContext) -> dict[str, float]:
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        shutil.copyfile(ctx.inputs["adapter"].path / name, ctx.output / name)
     return {}
+
+
+def _converted(facts: Mapping[str, Any], ctx: StageContext) -> dict[str, float]:
+    from toolkit.train.convert import convert
+
+    ctx.note(f"converting the adapter: {facts['init']} changed its base")
+    found = convert(
+        ctx.inputs["model"].path,
+        ctx.inputs["adapter"].path,
+        ctx.output,
+        precision=facts["precision"],
+        row=_probe(ctx),
+        device=ctx.device,
+        trust_remote_code=ctx.inputs["model"].trusts_code,
+    )
+    ctx.note(
+        f"a plain adapter of rank {found.rank}; a logit differs by {found.error:.2g} at most "
+        f"from the trained model's, allowed is {found.tolerance:.2g}"
+    )
+    return {"conversion_error": found.error, "conversion_tolerance": found.tolerance}
 
 
 def _full(config: ExportConfig, ctx: StageContext) -> dict[str, float]:

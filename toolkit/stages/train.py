@@ -12,6 +12,7 @@ from toolkit.stages import Kind, StageContext, StageResult
 
 if TYPE_CHECKING:
     from toolkit.train.model import Numerics
+    from toolkit.train.parallel.engine import Engine
     from toolkit.train.sft import Outcome
 
 
@@ -37,48 +38,80 @@ class Train:
     def run(self, config: TrainConfig, ctx: StageContext) -> StageResult:
         """Train, prove that the adapter acts, and write the folder.
 
+        With several ranks each runs this; the first one logs and writes.
+
         Raises:
             DataError: No row has a trained token, or one is longer than ``max_length``.
             PreflightError: A target of the adapter is not in the model.
             StepFailedError: The loss is not finite, the adapter does nothing, or SIGTERM came.
         """
-        from toolkit.models.folder import copy_companions
-        from toolkit.train import curves
         from toolkit.train.model import numerics_for, use_cores
+        from toolkit.train.parallel.ranks import Ranks
+        from toolkit.train.probe import probe
         from toolkit.train.sft import fine_tune
 
         use_cores()
-        numerics = numerics_for(config.train, ctx.device)
-        outcome = fine_tune(config.train, config.max_length, config.seed, numerics, ctx)
-        effect = None if config.train.method == "full" else _effect(outcome.model, ctx)
-        _save(outcome.model, config.train.method, ctx.output)
-        copy_companions(ctx.inputs["model"].path, ctx.output)
-        position = outcome.position
-        title = f"{config.train.method} · {position.step} steps · {position.rows.seen} rows"
-        curves.draw(ctx.output / "metrics.jsonl", ctx.output / "loss.png", title)
-        metrics = _metrics(outcome, effect)
-        return StageResult(metrics, _facts(config, numerics, outcome, metrics, ctx))
+        with Ranks.here(ctx.device) as ranks:
+            if not ranks.first:
+                ctx = ctx.silent()
+            numerics = numerics_for(config.train, ctx.device)
+            if ctx.probe:
+                return probe(config, numerics, ranks, ctx)
+            outcome = fine_tune(
+                config.train, config.max_length, config.seed, numerics, ranks=ranks, ctx=ctx
+            )
+            full = config.train.method == "full"
+            effect = None if full else _effect(outcome.engine, ctx)
+            _save(outcome.engine, config.train.method, ctx.output)
+            metrics = _metrics(outcome, effect)
+            if ranks.first:
+                _beside_the_weights(config, outcome, ctx)
+            return StageResult(metrics, _facts(config, numerics, outcome, metrics, ctx))
 
 
-def _effect(model: Any, ctx: StageContext) -> float:
+def _effect(engine: Engine, ctx: StageContext) -> float:
     from toolkit.data.store import TokenStore
+    from toolkit.train import start
     from toolkit.train.batches import rows_with_targets
     from toolkit.train.effect import adapter_effect
 
     store = TokenStore(ctx.inputs["dataset"].path / "tokens" / "train")
-    return adapter_effect(model, store[rows_with_targets(store)[0]])
+    row = store[rows_with_targets(store)[0]]
+    return adapter_effect(engine, row, start.found(ctx.state))
 
 
-def _save(model: Any, method: str, output: Path) -> None:
+def _save(engine: Engine, method: str, output: Path) -> None:
+    """Gather the trained weights on the first rank, which writes them."""
+    trained = {}
+    for name, weight in engine.weights():  # all ranks gather, one keeps
+        if engine.ranks.first:
+            trained[name] = weight.cpu()
+    if not engine.ranks.first:
+        return
+    model = engine.model
     if method == "full":
         model.config.use_cache = True
-        model.save_pretrained(output)
+        kept = dict(model.named_buffers())
+        buffers = {name: kept[name] for name in model.state_dict() if name in kept}
+        model.save_pretrained(output, state_dict=trained | buffers)
         return
     # embeddings are frozen: never a copy of them in the adapter, which no engine would load
-    model.save_pretrained(output, save_embedding_layers=False)
+    model.save_pretrained(output, state_dict=trained, save_embedding_layers=False)
     (output / "README.md").unlink(
         missing_ok=True
     )  # the library's empty form; export writes a card with content
+
+
+def _beside_the_weights(config: TrainConfig, outcome: Outcome, ctx: StageContext) -> None:
+    """Tokenizer, template, how the adapter began, and the curve for people."""
+    from toolkit.models.folder import copy_companions
+    from toolkit.train import curves, start
+
+    start.keep(ctx.state, ctx.output)
+    copy_companions(ctx.inputs["model"].path, ctx.output)
+    position = outcome.position
+    title = f"{config.train.method} · {position.step} steps · {position.rows.seen} rows"
+    curves.draw(ctx.output / "metrics.jsonl", ctx.output / "loss.png", title)
 
 
 def _metrics(outcome: Outcome, effect: float | None) -> dict[str, float]:
@@ -122,14 +155,20 @@ def _facts(
         "precision": numerics.precision,
         "max_length": config.max_length,
         "row_order": outcome.position.rows.digest,
+        "parallel": outcome.engine.name,
+        "ranks": outcome.engine.ranks.count,
+        "effective_batch": config.train.batch_size * outcome.position.micro_batches,
         "metrics": metrics,
     }
     if config.train.method != "full":
-        lora = outcome.model.peft_config["default"]
+        lora = outcome.engine.model.peft_config["default"]
         facts |= {
             "rank": lora.r,
             "alpha": lora.lora_alpha,
             "rslora": lora.use_rslora,
+            "dora": lora.use_dora,
+            "init": config.train.lora.init,
+            "plus_ratio": config.train.lora.plus_ratio,
             "targets": sorted(lora.target_modules),
         }
     return facts

@@ -80,3 +80,9 @@ def rows_with_targets(store: TokenStore) -> list[int]:
 def lengths_of(store: TokenStore, rows: Sequence[int]) -> list[int]:
     """Tokens of each row."""
     return [int(store.offsets[row + 1] - store.offsets[row]) for row in rows]
+
+
+def counts_of(store: TokenStore, rows: Sequence[int]) -> tuple[int, int]:
+    """Tokens, and trained tokens, of rows: what :func:`collate` would count, on every rank alike."""
+    trained = sum(int(store[row].trained[1:].sum()) for row in rows)
+    return sum(lengths_of(store, rows)), trained

@@ -13,6 +13,10 @@ METHODS = {
     "qlora": "QLoRA on an NF4 base with double quantization (arXiv:2305.14314)",
     "full": "all weights",
 }
+STARTS = {
+    "pissa": "PiSSA (arXiv:2404.02948)",
+    "loftq": "LoftQ in one round (arXiv:2310.08659)",
+}
 NUMBERS = {
     "final_loss": "training loss of the last step",
     "heldout_loss": "held-out loss",
@@ -21,6 +25,8 @@ NUMBERS = {
     "trained_tokens": "trained tokens",
     "merge_error": "largest logit difference, adapter to merged, float32",
     "stored_error": "largest logit difference after storing",
+    "conversion_error": "largest logit difference, trained model to converted adapter, float32",
+    "conversion_tolerance": "what that may be",
 }
 
 
@@ -42,7 +48,7 @@ def model_card(
     """
     title = str(recipe.get("recipe", f"{facts.get('base', 'base')}, fine-tuned"))
     parts = [_front_matter(form, facts), f"# {title}\n", _what(form, dtype, facts)]
-    if form == "adapter":
+    if form == "adapter" and not facts.get("dora"):
         parts.append(_serving(title))
     parts.append("## Training\n\n" + _table(_training(facts)))
     shown = {label: f"{numbers[key]:.6g}" for key, label in NUMBERS.items() if key in numbers}
@@ -70,7 +76,7 @@ def _front_matter(form: Format, facts: Mapping[str, Any]) -> str:
 def _what(form: Format, dtype: str, facts: Mapping[str, Any]) -> str:
     base = f"`{facts.get('base', 'its base')}`"
     if form == "adapter":
-        held = f"A LoRA adapter of rank {facts.get('rank')} for {base}."
+        held = f"A LoRA adapter of rank {facts.get('rank')} for {base}.{_bound_to(facts)}"
     elif facts.get("method") == "full":
         held = f"{base} with all weights fine-tuned, stored as {dtype}."
     else:
@@ -80,6 +86,23 @@ def _what(form: Format, dtype: str, facts: Mapping[str, Any]) -> str:
         how = f"merged into {into} that training saw, in float32, stored as {dtype}"
         held = f"{base} with its adapter {how}."
     return f"{held}\nThe chat template in this folder is the one it was trained with.\n"
+
+
+def _bound_to(facts: Mapping[str, Any]) -> str:
+    """What more than a base this adapter needs, or needed until it was converted."""
+    if facts.get("dora"):
+        return " It uses DoRA: PEFT loads it, vLLM and SGLang do not; serve the merged model there."
+    if facts.get("converted_from"):
+        return (
+            f" It was started with {facts['converted_from']}, and made a plain adapter for the base "
+            "as it was: the function is the same, the rank twice that of training."
+        )
+    if facts.get("init") == "loftq":
+        return (
+            " It was started with LoftQ and corrects the base in 4-bit NF4 (bitsandbytes, double "
+            "quantization): load it on that, not on the base in full precision."
+        )
+    return ""
 
 
 def _serving(title: str) -> str:
@@ -102,11 +125,25 @@ def _training(facts: Mapping[str, Any]) -> dict[str, str]:
         "base as trained on": facts.get("trained_on"),
         "rank": facts.get("rank"),
         "alpha": facts.get("alpha"),
+        "variants": _variants(facts) or None,
         "layers": facts.get("targets"),
         "longest sequence": facts.get("max_length"),
         "order of rows, sha256": facts.get("row_order"),
     }
     return {key: _plain(value) for key, value in rows.items() if value is not None}
+
+
+def _variants(facts: Mapping[str, Any]) -> list[str]:
+    start = str(facts.get("init", "default"))
+    family = start.partition("_")[0]
+    ratio = facts.get("plus_ratio")
+    named = {
+        "rsLoRA (arXiv:2312.03732)": facts.get("rslora"),
+        "DoRA (arXiv:2402.09353)": facts.get("dora"),
+        f"{STARTS.get(family)}, {start}": start != "default",
+        f"LoRA+ (arXiv:2402.12354), ratio {ratio}": ratio,
+    }
+    return [name for name, is_so in named.items() if is_so]
 
 
 def _plain(value: object) -> str:

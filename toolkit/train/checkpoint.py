@@ -3,11 +3,15 @@
 ::
 
     checkpoints/step-00000050/
-    ├── weights.safetensors   trainable weights
-    ├── optimizer.pt          state of the optimizer
-    ├── random.pt             torch's generators (CPU, every GPU)
-    ├── state.json            position, ledger, counters, generators of Python and numpy
-    └── metrics.jsonl         what was logged so far
+    ├── weights-00-000.safetensors     trainable weights, each whole, by name
+    ├── optimizer-00-000.safetensors   what the optimizer keeps for each of them
+    ├── numbers.json                  the same, where it is a plain number
+    ├── random-00.pt                   torch's generators of rank 0 (CPU, GPU)
+    ├── state.json                     position, ledger, counters, generators of Python and numpy
+    └── metrics.jsonl                  what was logged so far
+
+Ranks take turns in writing the weights (``-01-``: rank 1), but every tensor is whole and has its
+name: any number of ranks, with any engine, can go on from it.
 """
 
 from __future__ import annotations
@@ -16,14 +20,20 @@ import json
 import os
 import random
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from toolkit.errors import ArtifactError
 from toolkit.stages import StageContext
 from toolkit.train.model import trainable
 from toolkit.train.order import RowLedger
+from toolkit.train.shards import Shards, ShardWriter
+
+if TYPE_CHECKING:
+    from toolkit.train.parallel.engine import Engine
 
 KEPT = 2
 
@@ -32,6 +42,7 @@ KEPT = 2
 class Position:
     """How far a run is."""
 
+    micro_batches: int = 1  # of one step, over all ranks: the effective batch outlives their number
     step: int = 0  # optimizer steps done
     rows: RowLedger = field(default_factory=RowLedger)
     tokens: int = 0  # seen, without padding
@@ -39,29 +50,61 @@ class Position:
     seconds: float = 0.0  # in steps, without evaluation and checkpoints
 
 
-def save(folder: Path, model: Any, optimizer: Any, position: Position, metrics: Path) -> Path:
-    """Write a checkpoint, then drop all but the newest :data:`KEPT`; return its folder."""
-    import torch
-    from safetensors.torch import save_file
+def save(folder: Path, engine: Engine, position: Position, metrics: Path) -> Path:
+    """Write a checkpoint, then drop all but the newest :data:`KEPT`; return its folder.
 
+    All ranks call; ``folder`` is on a file system that they share.
+    """
+    ranks = engine.ranks
     final = folder / f"step-{position.step:08d}"
     part = folder / f"{final.name}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    weights = {name: weight.detach().contiguous() for name, weight in trainable(model)}
-    save_file(weights, part / "weights.safetensors")
-    torch.save(optimizer.state_dict(), part / "optimizer.pt")
-    torch.save(_torch_generators(), part / "random.pt")
-    state = {"position": asdict(position), "generators": _plain_generators()}
-    (part / "state.json").write_text(json.dumps(state))
-    if metrics.exists():
+    if ranks.first:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+    ranks.wait()
+    _write_tensors(part, engine)
+    _write_state(part, position, ranks.rank)
+    if ranks.first and metrics.exists():
         shutil.copyfile(metrics, part / "metrics.jsonl")
-    _flush(part)
-    shutil.rmtree(final, ignore_errors=True)
-    part.rename(final)
-    for old in _complete(folder)[:-KEPT]:
-        shutil.rmtree(old)
+    ranks.wait()
+    if ranks.first:
+        _flush(part)
+        shutil.rmtree(final, ignore_errors=True)
+        part.rename(final)
+        for old in _complete(folder)[:-KEPT]:
+            shutil.rmtree(old)
+    ranks.wait()
     return final
+
+
+def _write_tensors(part: Path, engine: Engine) -> None:
+    """Each weight is gathered by all ranks and written by one, who may then forget it."""
+    rank, ranks = engine.ranks.rank, engine.ranks.count
+    weights = ShardWriter(part, f"weights-{rank:02d}")
+    for number, (name, weight) in enumerate(engine.weights()):
+        if number % ranks == rank:
+            weights.add(name, weight)
+    weights.close()
+    kept = ShardWriter(part, f"optimizer-{rank:02d}")
+    numbers: dict[str, float] = {}
+    for number, (name, moments) in enumerate(engine.moments()):
+        for key, value in moments.items():
+            if not hasattr(value, "shape"):
+                numbers[f"{name}/{key}"] = value
+            elif number % ranks == rank:
+                kept.add(f"{name}/{key}", value)
+    kept.close()
+    if engine.ranks.first:
+        (part / "numbers.json").write_text(json.dumps(numbers))
+
+
+def _write_state(part: Path, position: Position, rank: int) -> None:
+    import torch
+
+    torch.save(_torch_generators(), part / f"random-{rank:02d}.pt")
+    if rank == 0:
+        state = {"position": asdict(position), "generators": _plain_generators()}
+        (part / "state.json").write_text(json.dumps(state))
 
 
 def newest(folder: Path) -> Path | None:
@@ -70,28 +113,72 @@ def newest(folder: Path) -> Path | None:
     return complete[-1] if complete else None
 
 
-def load(checkpoint: Path, model: Any, optimizer: Any) -> Position:
-    """Put model, optimizer and random generators back to where the checkpoint was.
+def read_position(checkpoint: Path) -> Position:
+    """Where the run was.
+
+    Raises:
+        ArtifactError: The file is damaged.
+    """
+    position = _state(checkpoint)["position"]
+    return Position(**(position | {"rows": RowLedger(**position["rows"])}))
+
+
+def load_weights(checkpoint: Path, model: Any) -> None:
+    """Put the weights back, before an engine shards them.
 
     Raises:
         ArtifactError: A file is damaged, or the weights are those of another model.
     """
+    with _readable(checkpoint):
+        _copy_weights(checkpoint, dict(trainable(model)), Shards(checkpoint, "weights"))
+
+
+def load_progress(checkpoint: Path, engine: Engine) -> None:
+    """Put the optimizer and the random generators back.
+
+    On another number of ranks than before, the generators of those that are new start anew: only
+    dropout notices.
+
+    Raises:
+        ArtifactError: A file is damaged.
+    """
     import torch
+
+    with _readable(checkpoint):
+        kept = Shards(checkpoint, "optimizer")
+        numbers = json.loads((checkpoint / "numbers.json").read_text())
+        by_name: dict[str, list[str]] = {}
+        for key in (*kept.names, *numbers):
+            by_name.setdefault(key.rpartition("/")[0], []).append(key)
+
+        def of(name: str) -> Mapping[str, Any]:
+            return {
+                key.rpartition("/")[2]: numbers[key] if key in numbers else kept[key]
+                for key in by_name.get(name, ())
+            }
+
+        engine.restore(of)
+        own = checkpoint / f"random-{engine.ranks.rank:02d}.pt"
+        if own.exists():
+            _restore_torch_generators(torch.load(own, weights_only=True))
+    _restore_plain_generators(_state(checkpoint)["generators"])
+
+
+def _state(checkpoint: Path) -> dict[str, Any]:
+    with _readable(checkpoint):
+        state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
+        return state
+
+
+@contextmanager
+def _readable(checkpoint: Path) -> Iterator[None]:
+    """Any way in which a damaged file shows itself is the same error."""
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     try:
-        state = json.loads((checkpoint / "state.json").read_text())
-        weights = load_file(checkpoint / "weights.safetensors")
-        optimizer_state = torch.load(checkpoint / "optimizer.pt", weights_only=True)
-        generators = torch.load(checkpoint / "random.pt", weights_only=True)
+        yield
     except (OSError, ValueError, RuntimeError, EOFError, SafetensorError) as error:
         raise _unusable(checkpoint, str(error)) from error
-    _copy_weights(checkpoint, dict(trainable(model)), weights)
-    optimizer.load_state_dict(optimizer_state)
-    _restore_generators(generators, state["generators"])
-    position = state["position"]
-    return Position(**(position | {"rows": RowLedger(**position["rows"])}))
 
 
 def restore_log(checkpoint: Path, ctx: StageContext) -> None:
@@ -108,18 +195,19 @@ def _complete(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*") if p.suffix != ".part")
 
 
-def _copy_weights(checkpoint: Path, into: dict[str, Any], weights: dict[str, Any]) -> None:
+def _copy_weights(checkpoint: Path, into: dict[str, Any], weights: Shards) -> None:
     import torch
 
-    if into.keys() != weights.keys():
-        differing = sorted(into.keys() ^ weights.keys())
+    if into.keys() != set(weights.names):
+        differing = sorted(into.keys() ^ set(weights.names))
         raise _unusable(checkpoint, f"{len(differing)} weights differ by name, e.g. {differing[0]}")
     with torch.no_grad():
         for name, weight in into.items():
-            if weight.shape != weights[name].shape:
-                shapes = f"{tuple(weights[name].shape)} there, {tuple(weight.shape)} in the model"
+            stored = weights[name]
+            if weight.shape != stored.shape:
+                shapes = f"{tuple(stored.shape)} there, {tuple(weight.shape)} in the model"
                 raise _unusable(checkpoint, f"{name} has shape {shapes}")
-            weight.copy_(weights[name])
+            weight.copy_(stored)
 
 
 def _unusable(checkpoint: Path, why: str) -> ArtifactError:
@@ -132,7 +220,7 @@ def _unusable(checkpoint: Path, why: str) -> ArtifactError:
 def _torch_generators() -> dict[str, Any]:
     import torch
 
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
@@ -143,13 +231,17 @@ def _plain_generators() -> dict[str, Any]:
     return {"python": random.getstate(), "numpy": [name, keys.tolist(), *rest]}
 
 
-def _restore_generators(torch_states: dict[str, Any], plain: dict[str, Any]) -> None:
-    import numpy as np
+def _restore_torch_generators(states: dict[str, Any]) -> None:
     import torch
 
-    torch.set_rng_state(torch_states["cpu"])
-    if torch_states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(torch_states["cuda"])
+    torch.set_rng_state(states["cpu"])
+    if states["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"][0])
+
+
+def _restore_plain_generators(plain: dict[str, Any]) -> None:
+    import numpy as np
+
     version, words, gauss = plain["python"]
     random.setstate((version, tuple(words), gauss))
     np.random.set_state(tuple(plain["numpy"]))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from toolkit.data.store import TokenRow
 from toolkit.errors import StepFailedError
+from toolkit.train.parallel.engine import Engine
+from toolkit.train.start import restored
 
 LONGEST = 512
 """Tokens of the row that are looked at."""
@@ -22,21 +25,31 @@ def row_logits(model: Any, row: TokenRow) -> Any:
         return model(input_ids=ids, use_cache=False).logits[0].float().cpu()
 
 
-def adapter_effect(model: Any, row: TokenRow) -> float:
-    """Largest difference that the adapter makes to a logit of ``row``.
+def adapter_effect(engine: Engine, row: TokenRow, start: Mapping[str, Any] | None = None) -> float:
+    """Largest difference that training made to a logit of ``row``; all ranks call.
+
+    Args:
+        engine: Around a PEFT model.
+        row: Its first :data:`LONGEST` tokens are looked at.
+        start: A and B before the first step, where B was not zero.
 
     Raises:
-        StepFailedError: The adapter is all zero, or changes no logit.
+        StepFailedError: The adapter is as it started, or changes no logit.
     """
-    products = [weight for name, weight in model.named_parameters() if "lora_B" in name]
-    if not any(bool(weight.detach().any()) for weight in products):
+    products = {
+        name.replace(".default.", "."): weight
+        for name, weight in engine.weights()
+        if "lora_B" in name
+    }
+    if not any(_moved(weight, start and start[name]) for name, weight in products.items()):
+        where = "where they started" if start else "at zero"
         raise StepFailedError(
-            f"training left all {len(products)} adapter matrices B at zero: it does nothing",
+            f"training left all {len(products)} adapter matrices B {where}: it does nothing",
             "look at the learning rate, the number of steps and the loss in metrics.jsonl",
         )
-    adapted = row_logits(model, row)
-    with model.disable_adapter():
-        plain = row_logits(model, row)
+    with engine.scoring():
+        adapted = engine.call(row_logits, row)
+        plain = engine.call(_as_it_started, row, start)
     effect = float((adapted - plain).abs().max())
     if effect == 0:
         raise StepFailedError(
@@ -44,3 +57,12 @@ def adapter_effect(model: Any, row: TokenRow) -> float:
             "train longer or with a higher learning rate",
         )
     return effect
+
+
+def _as_it_started(model: Any, row: TokenRow, start: Mapping[str, Any] | None) -> Any:
+    with restored(model, dict(start)) if start else model.disable_adapter():
+        return row_logits(model, row)
+
+
+def _moved(weight: Any, start: Any) -> bool:
+    return bool((weight.cpu() != start.cpu()).any()) if start is not None else bool(weight.any())

@@ -5,13 +5,11 @@ This is the seam for fused kernels: whatever computes :func:`summed_loss` faster
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from toolkit.data.store import TokenStore
-from toolkit.train.batches import Batch, collate
-from toolkit.train.order import MicroBatch
+from toolkit.train.batches import Batch
 
 if TYPE_CHECKING:
     import torch
@@ -57,19 +55,3 @@ def summed_loss(model: Any, batch: Batch) -> torch.Tensor:
         ).logits  # [N, V]
     targets = torch.from_numpy(batch.targets).to(device)
     return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
-
-
-def mean_loss(model: Any, store: TokenStore, batches: Sequence[MicroBatch]) -> float:
-    """Loss averaged over all trained tokens of ``batches``, without gradients or dropout."""
-    import torch
-
-    total, tokens = 0.0, 0
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        for sequences in batches:
-            batch = collate(store, sequences)
-            total += float(summed_loss(model, batch))
-            tokens += batch.trained_tokens
-    model.train(was_training)
-    return total / tokens

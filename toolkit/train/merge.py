@@ -12,6 +12,7 @@ from toolkit.errors import StepFailedError
 from toolkit.models.folder import copy_companions
 from toolkit.train.effect import row_logits
 from toolkit.train.model import Numerics, Precision, load_base, torch_dtype
+from toolkit.train.start import load_adapter
 
 if TYPE_CHECKING:
     from toolkit.proof.recorder import Recorder
@@ -62,12 +63,13 @@ def merge(
     Raises:
         StepFailedError: The merged model is not the trained one.
     """
-    from peft import PeftModel
+    import torch
 
     quantized = facts.get("trained_on") == "nf4"
-    precision: Precision = facts.get("precision", "fp32") if quantized else "fp32"
-    model = float_base(base, precision, quantized, device, trust_remote_code=trust_remote_code)
-    adapted = PeftModel.from_pretrained(model, adapter)
+    changed = str(facts.get("init")).startswith("pissa")  # what is left of the base was rounded
+    precision: Precision = facts.get("precision", "fp32") if quantized or changed else "fp32"
+    model = base_to_merge(base, precision, quantized, device, trust_remote_code=trust_remote_code)
+    adapted = load_adapter(model, adapter).to(torch.float32)
     trained = row_logits(adapted, row)
     if recorder:
         recorder.score("beside", adapted)
@@ -92,7 +94,7 @@ def merge(
     )
 
 
-def float_base(
+def base_to_merge(
     folder: Path,
     precision: Precision,
     quantized: bool,
@@ -100,20 +102,18 @@ def float_base(
     *,
     trust_remote_code: bool = False,
 ) -> Any:
-    """The base in float32, as training saw it.
+    """The base with the weights that training saw, in no less than training's number format.
 
     After QLoRA that is the 4-bit base, dequantized; it is quantized from the same number format as
     in training, because rounding to bf16 first gives other 4-bit codes.
     """
-    import torch
-
     numerics = Numerics(precision, quantized)
     model = load_base(folder, numerics, device, trust_remote_code=trust_remote_code)
     if quantized:
         model = model.dequantize()
         model._weight_conversions = []
         model.config.__dict__.pop("quantization_config", None)
-    return model.to(torch.float32)
+    return model
 
 
 def read_back(

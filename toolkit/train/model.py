@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -67,12 +68,15 @@ def load_base(
     Raises:
         NotInstalledError: 4-bit weights without bitsandbytes.
     """
+    import torch
     from transformers import AutoModelForCausalLM
 
     dtype = torch_dtype(numerics.precision)
     placed: dict[str, Any] = {}
     if numerics.quantized:
-        placed = {"quantization_config": _nf4(dtype), "device_map": {"": device}}
+        # the number: "cuda" alone would be the first GPU on every rank
+        place = torch.cuda.current_device() if device == "cuda" else device
+        placed = {"quantization_config": _nf4(dtype), "device_map": {"": place}}
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,
@@ -136,18 +140,25 @@ def resolve_targets(
     return sorted(wanted)
 
 
-def add_adapter(model: Any, lora: LoraSection, base_id: str) -> Any:
+def add_adapter(
+    model: Any, lora: LoraSection, base_id: str, folder: Path, start: Path | None = None
+) -> Any:
     """Freeze ``model`` and put LoRA layers into it; their weights are float32 whatever the base is.
 
     Args:
         model: A base from :func:`load_base`.
-        lora: Rank, alpha, dropout, targets.
+        lora: Rank, alpha, dropout, targets, and how A and B start.
         base_id: What ``adapter_config.json`` names as the base: never a path.
+        folder: The base's folder.
+        start: Where A and B are kept as they start, if not at zero; a resumed run finds them there.
 
     Raises:
+        ArtifactError: What is kept is damaged.
         PreflightError: A target is not in the model.
     """
     from peft import LoraConfig, TaskType, get_peft_model
+
+    from toolkit.train.start import begin, first_alone
 
     settings = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
@@ -155,28 +166,45 @@ def add_adapter(model: Any, lora: LoraSection, base_id: str) -> Any:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         use_rslora=lora.rslora,
+        use_dora=lora.dora,
         target_modules=resolve_targets(lora.targets, linear_layers(model)),
     )
-    adapted = get_peft_model(model, settings, autocast_adapter_dtype=True)
-    adapted.peft_config["default"].base_model_name_or_path = base_id
+    with first_alone() if lora.init != "default" else nullcontext():
+        if lora.is_pissa and not (start and start.is_file()):
+            settings.init_lora_weights = lora.init
+        adapted = get_peft_model(model, settings, autocast_adapter_dtype=True)
+        if lora.init != "default":
+            begin(adapted, lora, folder, start)
+    stored = adapted.peft_config["default"]
+    stored.base_model_name_or_path = base_id
+    stored.init_lora_weights = lora.init if lora.is_pissa else True
     return adapted
 
 
 def build_model(
-    folder: Path, config: TrainSection, numerics: Numerics, device: str, facts: Mapping[str, Any]
+    folder: Path,
+    config: TrainSection,
+    numerics: Numerics,
+    device: str,
+    facts: Mapping[str, Any],
+    *,
+    place: str | None = None,
+    start: Path | None = None,
 ) -> Any:
     """The model to train, in training mode, with the right weights trainable.
 
+    ``start`` is where A and B are kept as they start; see :func:`add_adapter`.
     ``full`` keeps float32 weights and computes in bf16 by autocast: small updates vanish in bf16.
+    It computes on ``device``; ``place`` is where it is built, when an engine moves it there.
     """
     from toolkit.train.folder import base_id
 
     trust = bool(facts.get("trust_remote_code", False))
     stored = numerics._replace(precision="fp32") if config.method == "full" else numerics
-    model = load_base(folder, stored, device, trust_remote_code=trust)
+    model = load_base(folder, stored, place or device, trust_remote_code=trust)
     model.config.use_cache = False
     settings = json.loads((folder / "config.json").read_text())
-    choice = choose(config, settings, machine(device))
+    choice = choose(config, settings, machine(place or device))
     recompute = config.gradient_checkpointing
     if recompute == "auto":
         recompute = device == "cuda"
@@ -184,10 +212,10 @@ def build_model(
         # not reentrant: gradients then reach the adapters although the embeddings are frozen
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if config.method != "full":
-        model = add_adapter(model, config.lora, base_id(folder, facts))
+        model = add_adapter(model, config.lora, base_id(folder, facts), folder, start)
         _speed_up(model, config, numerics, choice)
     elif numerics.precision == "bf16":
-        _compute_in_bf16(model)
+        _compute_in_bf16(model, device)
     model.train()
     return model
 
@@ -216,10 +244,10 @@ def _speed_up(model: Any, config: TrainSection, numerics: Numerics, choice: Choi
         group_layers(model, "fp8", merge=False)
 
 
-def _compute_in_bf16(model: Any) -> None:
+def _compute_in_bf16(model: Any, device: str) -> None:
     import torch
 
-    model.forward = torch.autocast(model.device.type, torch.bfloat16)(model.forward)
+    model.forward = torch.autocast(device, torch.bfloat16)(model.forward)
 
 
 def trainable(model: Any) -> Iterator[tuple[str, Any]]:

@@ -7,36 +7,40 @@ import random
 import shutil
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from toolkit.data.store import TokenStore
 from toolkit.errors import ArtifactError, StepFailedError
 from toolkit.recipe.train import TrainSection
 from toolkit.stages import StageContext
-from toolkit.train import checkpoint
-from toolkit.train.batches import collate, lengths_of, rows_with_targets
+from toolkit.train import checkpoint, expected, parallel
+from toolkit.train.batches import collate, counts_of, lengths_of, rows_with_targets
 from toolkit.train.checkpoint import Position
+from toolkit.train.heldout import heldout_loss
 from toolkit.train.interrupt import StopOnTerm
-from toolkit.train.loss import mean_loss, summed_loss
-from toolkit.train.model import Numerics, build_model, trainable
-from toolkit.train.optimizer import build_optimizer, set_learning_rate
+from toolkit.train.model import Numerics, build_model
+from toolkit.train.oom import Guard, gpu_bytes
 from toolkit.train.order import MicroBatch, RowLedger, Step, micro_batches, plan_steps
+from toolkit.train.parallel.engine import Engine
+from toolkit.train.parallel.ranks import Ranks
+from toolkit.train.parallel.share import share
 from toolkit.train.schedule import factor, warmup_steps
+from toolkit.train.start import start_file
 
 
 @dataclass(frozen=True)
 class Outcome:
     """A trained model and what is known of the run."""
 
-    model: Any
+    engine: Engine
     position: Position
     final_loss: float
     heldout_loss: float | None
 
 
 @dataclass(frozen=True)
-class _Rows:
+class Rows:
     """What the loop reads: stored rows, the whole plan, and the batches of the held-out loss."""
 
     train: TokenStore
@@ -46,7 +50,13 @@ class _Rows:
 
 
 def fine_tune(
-    config: TrainSection, max_length: int, seed: int, numerics: Numerics, ctx: StageContext
+    config: TrainSection,
+    max_length: int,
+    seed: int,
+    numerics: Numerics,
+    *,
+    ranks: Ranks,
+    ctx: StageContext,
 ) -> Outcome:
     """Train from the newest checkpoint, or from the start, to the last step.
 
@@ -56,26 +66,30 @@ def fine_tune(
         StepFailedError: The loss is not finite, or SIGTERM came; a checkpoint is kept.
         ArtifactError: A checkpoint is damaged or belongs to other rows.
     """
-    base = ctx.inputs["model"]
-    rows = _read_rows(ctx.inputs["dataset"].path, config, max_length, seed)
-    seed_everything(seed)
-    ctx.note(f"loading the base model ({numerics.trained_on})")
-    model = build_model(base.path, config, numerics, ctx.device, base.facts)
-    optimizer = build_optimizer(model, config)
-    position = _start(model, optimizer, rows.steps, ctx)
+    saved, position = _newest(config, ranks, ctx)
+    rows = read_rows(ctx.inputs["dataset"].path, config, position, max_length, seed)
+    _same_rows(saved, position, rows.steps, ctx)
+    takes = expected.setup_of_run(config, ctx, numerics, rows, ranks)
+    expected.say(takes, gpu_bytes(), ctx)
+    engine = build(saved, config, numerics, ranks, seed=seed, ctx=ctx)
+    guard = Guard(config, takes, ctx, engine)
     total = len(rows.steps)
     warmup = warmup_steps(total, config.warmup)
-    loss, heldout_loss = math.nan, None
+    loss, scored = math.nan, None
 
     with StopOnTerm() as stop:
         for step in rows.steps[position.step :]:
             started = time.perf_counter()
             rate = config.learning_rate * factor(position.step, total, warmup, config.schedule)
-            set_learning_rate(optimizer, rate)
-            loss, tokens, trained = _gradients(model, step, rows, position.step, ctx)
-            norm = _clip(model, config.max_grad_norm, position.step, step)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            tokens, trained = counts_of(rows.train, step.rows)
+            loss = guard.run(
+                step,
+                position.step,
+                partial(gradients, engine, trained=trained, rows=rows, done=position.step, ctx=ctx),
+            )
+            norm = engine.update(rate)
+            if not math.isfinite(norm):
+                _not_finite("gradient norm", norm, position.step, step.rows)
 
             position.step += 1
             position.rows.add(step.rows)
@@ -96,17 +110,20 @@ def fine_tune(
                 )
             _report(ctx, position, total, loss)
             if rows.heldout_batches and (last or _due(position.step, config.evaluate_every)):
-                heldout_loss = _heldout_loss(model, rows, ctx)
-                ctx.log(position.step, heldout_loss=heldout_loss)
-            if not last and (stop.requested or _due(position.step, config.checkpoint_every)):
-                _save(model, optimizer, position, ctx)
-            if not last and stop.requested:
+                ctx.note(f"held-out loss over {sum(map(len, rows.heldout_batches))} rows")
+                scored = heldout_loss(engine, rows.heldout, rows.heldout_batches)
+                ctx.log(position.step, heldout_loss=scored)
+            stopping = not last and ranks.any(stop.requested)
+            if not last and (stopping or _due(position.step, config.checkpoint_every)):
+                folder = ctx.state / "checkpoints"
+                checkpoint.save(folder, engine, position, ctx.output / "metrics.jsonl")
+            if stopping:
                 raise StepFailedError(
                     f"training was asked to stop (SIGTERM), after step {position.step} of {total}",
                     "a checkpoint is kept: run the same command again and it goes on from there",
                 )
     _prove_each_row_once(position, rows.steps)
-    return Outcome(model, position, loss, heldout_loss)
+    return Outcome(engine, position, loss, scored)
 
 
 def seed_everything(seed: int) -> None:
@@ -119,12 +136,35 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _read_rows(dataset: Path, config: TrainSection, max_length: int, seed: int) -> _Rows:
+def _newest(config: TrainSection, ranks: Ranks, ctx: StageContext) -> tuple[Path | None, Position]:
+    """The checkpoint to go on from, and where it was; the start where there is none.
+
+    A step keeps the micro-batches that it had on the ranks that it was started with.
+    """
+    folder = ctx.state / "checkpoints"
+    if not ctx.resume and ranks.first:
+        shutil.rmtree(folder, ignore_errors=True)
+    ranks.wait()
+    found = checkpoint.newest(folder)
+    if found is None:
+        return None, Position(micro_batches=config.gradient_accumulation * ranks.count)
+    return found, checkpoint.read_position(found)
+
+
+def read_rows(
+    dataset: Path, config: TrainSection, position: Position, max_length: int, seed: int
+) -> Rows:
+    """What the loop reads, planned from the first step to the last.
+
+    Raises:
+        DataError: No row has a trained token, or one is too long.
+    """
     import numpy as np
 
     train = TokenStore(dataset / "tokens" / "train")
     usable = rows_with_targets(train)
-    steps = plan_steps(usable, lengths_of(train, usable), config, max_length, seed)
+    together = config.model_copy(update={"gradient_accumulation": position.micro_batches})
+    steps = plan_steps(usable, lengths_of(train, usable), together, max_length, seed)
     heldout = TokenStore(dataset / "tokens" / "heldout")
     scored = rows_with_targets(heldout)
     chosen = np.random.default_rng((seed, 1)).permutation(len(scored))[: config.evaluate_rows]
@@ -132,59 +172,78 @@ def _read_rows(dataset: Path, config: TrainSection, max_length: int, seed: int) 
     # never packed: few rows, and which are compared does not depend on how the recipe packs
     apart = config.model_copy(update={"packing": False})
     batches = micro_batches(scored, lengths_of(heldout, scored), apart, max_length, (seed, 0))
-    return _Rows(train, steps, heldout, batches)
+    return Rows(train, steps, heldout, batches)
 
 
-def _start(model: Any, optimizer: Any, steps: list[Step], ctx: StageContext) -> Position:
-    folder = ctx.state / "checkpoints"
-    if not ctx.resume:
-        shutil.rmtree(folder, ignore_errors=True)
-    found = checkpoint.newest(folder)
-    if found is None:
+def _same_rows(
+    saved: Path | None, position: Position, steps: list[Step], ctx: StageContext
+) -> None:
+    """A checkpoint belongs to this plan."""
+    if saved is None:
         ctx.note(f"training {len(steps)} steps")
-        return Position()
-    position = checkpoint.load(found, model, optimizer)
+        return
     if position.rows != RowLedger.of(steps[: position.step]):
         raise ArtifactError(
-            f"checkpoint {found} saw other rows, or saw them in another order, than this run would",
-            f"the data or the seed changed: remove {folder} to start anew",
+            f"checkpoint {saved} saw other rows, or saw them in another order, than this run would",
+            f"the data or the seed changed: remove {saved.parent} to start anew",
         )
-    checkpoint.restore_log(found, ctx)
+    checkpoint.restore_log(saved, ctx)
     ctx.note(f"going on after step {position.step} of {len(steps)}, {position.rows.seen} rows seen")
-    return position
 
 
-def _gradients(
-    model: Any, step: Step, rows: _Rows, done: int, ctx: StageContext
-) -> tuple[float, int, int]:
-    """Add up the gradients of one step; return its loss, tokens and trained tokens.
+def build(
+    saved: Path | None,
+    config: TrainSection,
+    numerics: Numerics,
+    ranks: Ranks,
+    *,
+    seed: int,
+    ctx: StageContext,
+) -> Engine:
+    """The model in its engine, as the checkpoint left both."""
+    base = ctx.inputs["model"]
+    kind = parallel.engine_of(config.parallel, ranks)
+    seed_everything(seed)
+    ctx.note(f"loading the base model ({numerics.trained_on})")
+    place = kind.built_on(base.path, ctx.device)
+    start = start_file(ctx.state, resume=ctx.resume)
+    model = build_model(
+        base.path, config, numerics, ctx.device, base.facts, place=place, start=start
+    )
+    if saved is not None:
+        checkpoint.load_weights(saved, model)
+    engine = kind(model, config, numerics, ranks)
+    if ranks.rank:
+        seed_everything(seed + ranks.rank)  # weights began alike; dropout differs
+    if saved is not None:
+        checkpoint.load_progress(saved, engine)
+    return engine
 
-    Every trained token of the step weighs the same, in whichever micro-batch it stands.
+
+def gradients(
+    engine: Engine, step: Step, trained: int, rows: Rows, done: int, *, ctx: StageContext
+) -> float:
+    """Add up the gradients of one step; return its loss.
+
+    Every trained token of the step weighs the same, in whichever micro-batch it stands and on
+    whichever rank: engines average gradients over ranks, so each sends its own times their number.
     """
-    batches = [collate(rows.train, sequences) for sequences in step.batches]
-    trained = sum(batch.trained_tokens for batch in batches)
+    ranks = engine.ranks
+    turns = share(step.batches, ranks.rank, ranks.count)
     losses = []
-    for index, batch in enumerate(batches):
-        loss = summed_loss(model, batch) / trained
-        loss.backward()
-        losses.append(loss.detach())
-        if index + 1 < len(batches):
-            ctx.progress(done + (index + 1) / len(batches), len(rows.steps), "steps")
+    for index, turn in enumerate(turns):
+        batch = collate(rows.train, turn.sequences)
+        scale = 0.0 if turn.idle else ranks.count / trained
+        losses.append(engine.gradients(batch, scale, last=index + 1 == len(turns)))
+        if index + 1 < len(turns):
+            ctx.progress(done + (index + 1) / len(turns), len(rows.steps), "steps")
     values = [float(loss) for loss in losses]
-    bad = [batch for batch, value in zip(batches, values, strict=True) if not math.isfinite(value)]
-    if bad:
-        _not_finite("loss", sum(values), done, [row for batch in bad for row in batch.rows])
-    return sum(values), sum(batch.tokens for batch in batches), trained
-
-
-def _clip(model: Any, max_norm: float, done: int, step: Step) -> float:
-    """Scale gradients down to ``max_norm``; return the norm they had."""
-    import torch
-
-    norm = float(torch.nn.utils.clip_grad_norm_([w for _, w in trainable(model)], max_norm))
-    if not math.isfinite(norm):
-        _not_finite("gradient norm", norm, done, step.rows)
-    return norm
+    (total,) = ranks.total(sum(values) / ranks.count)
+    if not math.isfinite(total):
+        bad = [t for t, value in zip(turns, values, strict=True) if not math.isfinite(value)]
+        mine = [row for turn in bad for sequence in turn.sequences for row in sequence]
+        _not_finite("loss", total, done, [row for theirs in ranks.all_of(mine) for row in theirs])
+    return total
 
 
 def _not_finite(what: str, value: float, done: int, rows: list[int]) -> None:
@@ -195,16 +254,6 @@ def _not_finite(what: str, value: float, done: int, rows: list[int]) -> None:
         f"the {what} is {value} at step {done + 1}, in rows {shown} of train.jsonl (first is 0)",
         "lower train.learning_rate, look at those rows, or set train.precision: fp32",
     )
-
-
-def _heldout_loss(model: Any, rows: _Rows, ctx: StageContext) -> float:
-    ctx.note(f"held-out loss over {sum(map(len, rows.heldout_batches))} rows")
-    return mean_loss(model, rows.heldout, rows.heldout_batches)
-
-
-def _save(model: Any, optimizer: Any, position: Position, ctx: StageContext) -> None:
-    folder = ctx.state / "checkpoints"
-    checkpoint.save(folder, model, optimizer, position, ctx.output / "metrics.jsonl")
 
 
 def _due(step: int, every: int | None) -> bool:

@@ -6,8 +6,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from toolkit.data.store import TokenRow, TokenStore
+from toolkit.recipe.train import TrainSection
 from toolkit.train.batches import collate
-from toolkit.train.loss import mean_loss, summed_loss
+from toolkit.train.heldout import heldout_loss
+from toolkit.train.loss import summed_loss
+from toolkit.train.model import Numerics
+from toolkit.train.parallel.engine import Engine
+from toolkit.train.parallel.ranks import Ranks
 
 pytestmark = pytest.mark.integration
 PACKED = [[0, 1, 2], [3, 4], [5]]  # three sequences in one batch, of different lengths
@@ -21,6 +26,11 @@ def model(request, base):
 @pytest.fixture(scope="module")
 def store(dataset):
     return TokenStore(dataset / "tokens" / "train")
+
+
+@pytest.fixture(scope="module")
+def engine(model):
+    return Engine(model, TrainSection(method="full"), Numerics("fp32", False), Ranks())
 
 
 def alone(model, row):
@@ -81,7 +91,7 @@ def test_a_changed_row_changes_no_loss_of_its_neighbours(model, store, tmp_path)
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
-def test_loss_is_the_library_s_own_on_the_same_targets(model, store):
+def test_loss_is_the_library_s_own_on_the_same_targets(model, engine, store):
     total, tokens = 0.0, 0
     for sequence in PACKED:
         for number in sequence:
@@ -96,12 +106,12 @@ def test_loss_is_the_library_s_own_on_the_same_targets(model, store):
     assert batch.trained_tokens == tokens
     with torch.no_grad():
         assert float(summed_loss(model, batch)) == pytest.approx(total, rel=1e-5)
-    assert mean_loss(model, store, [PACKED]) == pytest.approx(total / tokens, rel=1e-5)
+    assert heldout_loss(engine, store, [PACKED]) == pytest.approx(total / tokens, rel=1e-5)
 
 
-def test_mean_over_batches_weighs_tokens_and_not_batches(model, store):
-    one = mean_loss(model, store, [[[0, 1, 2, 3]]])
-    parts = mean_loss(model, store, [[[0, 1, 2]], [[3]]])
+def test_mean_over_batches_weighs_tokens_and_not_batches(engine, store):
+    one = heldout_loss(engine, store, [[[0, 1, 2, 3]]])
+    parts = heldout_loss(engine, store, [[[0, 1, 2]], [[3]]])
     assert parts == pytest.approx(one, rel=1e-5)
 
 

@@ -154,7 +154,7 @@ def test_a_checkpoint_of_other_rows_is_refused(train_config, context):
 def test_a_damaged_checkpoint_is_named(train_config, context):
     ctx = stop_at_five(train_config(), context)
     found = checkpoint.newest(ctx.state / "checkpoints")
-    (found / "weights.safetensors").write_bytes(b"short")
+    (found / "weights-00-000.safetensors").write_bytes(b"short")
     with pytest.raises(ArtifactError, match="step-00000005 cannot be used"):
         Train().run(train_config(), ctx)
 

@@ -1,0 +1,131 @@
+"""Time and memory of one case, written down after every step: a process that is cut off loses nothing."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+MATMUL = 8192
+ROUNDS = 30
+
+
+class Clock:
+    """Takes the time at the end of every optimizer step.
+
+    Args:
+        file: The case's numbers, rewritten with every step.
+        warm: Steps that are not counted.
+        steps: Steps that are.
+        began: ``time.time()`` when the process was asked for.
+        facts: What else the file says.
+    """
+
+    def __init__(
+        self, file: Path, warm: int, steps: int, began: float, facts: dict[str, Any]
+    ) -> None:
+        self.file, self.warm, self.steps = file, warm, steps
+        self.facts = facts
+        self._began = began
+        self._stamps: list[float] = []
+        self._tokens: list[int] = []
+        self._losses: list[float] = []
+
+    @property
+    def total(self) -> int:
+        """Steps to take."""
+        return self.warm + self.steps
+
+    def built(self) -> None:
+        """The model and the optimizer are there; what follows is the first step."""
+        synchronize()
+        self.facts["seconds_to_model"] = round(time.time() - self._began, 2)
+        self.facts["memory_of_model_gib"] = memory().get("allocated_gib")
+        self._stamps = [time.perf_counter()]
+
+    def tick(self, tokens: int, loss: float | None = None) -> None:
+        """A step has ended; ``tokens`` of it were no padding."""
+        synchronize()
+        if not self._tokens:
+            self.facts["seconds_to_first_step"] = round(time.time() - self._began, 2)
+        self._stamps.append(time.perf_counter())
+        self._tokens.append(tokens)
+        if loss is not None:
+            self._losses.append(round(loss, 5))
+        self.write()
+
+    def write(self) -> None:
+        """Write all that is known so far."""
+        self.file.write_text(json.dumps(self.facts | memory() | self._speed(), indent=1))
+
+    def _speed(self) -> dict[str, Any]:
+        seconds = [round(b - a, 4) for a, b in itertools.pairwise(self._stamps)]
+        counted, tokens = seconds[self.warm :], self._tokens[self.warm :]
+        if not seconds:
+            return {}
+        found: dict[str, Any] = {"warm_step_s": seconds[: self.warm], "step_s": counted}
+        if self._losses:
+            found["losses"] = self._losses
+        if counted:
+            found["tokens_per_s"] = round(_rate(counted, tokens), 1)
+            found["tokens_per_step"] = round(statistics.mean(tokens))
+        return found
+
+
+def _rate(seconds: list[float], tokens: list[int]) -> float:
+    """Tokens over the median step when all steps are alike, over all seconds when they are not."""
+    if len(set(tokens)) == 1:
+        return tokens[0] / statistics.median(seconds)
+    return sum(tokens) / sum(seconds)
+
+
+def synchronize() -> None:
+    """Wait for the GPU, if there is one."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def memory() -> dict[str, float]:
+    """Peaks of the allocator, and what the device says is taken, CUDA's context included."""
+    import torch
+
+    if not torch.cuda.is_initialized():
+        return {}
+    free, total = torch.cuda.mem_get_info()
+    values = {
+        "allocated_gib": torch.cuda.memory_allocated(),
+        "peak_allocated_gib": torch.cuda.max_memory_allocated(),
+        "peak_reserved_gib": torch.cuda.max_memory_reserved(),
+        "device_used_gib": total - free,
+    }
+    return {name: round(value / 2**30, 2) for name, value in values.items()}
+
+
+def matmul_tflops(device: str, size: int = MATMUL) -> dict[str, float]:
+    """The peak that MFU is a share of: bf16 products of random square matrices, median of 30.
+
+    Three pairs take turns, so that none of them is in the cache.
+    """
+    import torch
+
+    pairs = [[torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in "ab"]
+             for _ in range(3)]  # fmt: skip
+    seconds = []
+    for turn in range(ROUNDS + 5):
+        left, right = pairs[turn % 3]
+        synchronize()
+        began = time.perf_counter()
+        torch.mm(left, right)
+        synchronize()
+        seconds.append(time.perf_counter() - began)
+    taken = sorted(seconds[5:])
+    return {
+        "bf16_matmul_tflops": round(2 * size**3 / statistics.median(taken) / 1e12, 1),
+        "bf16_matmul_best_tflops": round(2 * size**3 / taken[0] / 1e12, 1),
+        "matrix": size,
+    }

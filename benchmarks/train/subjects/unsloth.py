@@ -1,0 +1,31 @@
+"""Unsloth: its patched model and kernels under the trainer of TRL, as its notebooks do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.train.cases import Case
+from benchmarks.train.clock import Clock
+
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def measure(case: Case, batch: int, folder: Path, clock: Clock) -> None:
+    """Without recomputation where it fits, with Unsloth's own (activations go to the CPU) elsewhere."""
+    from unsloth import FastLanguageModel  # first: it patches what is imported after it
+
+    from benchmarks.train import weights
+    from benchmarks.train.subjects import trl
+
+    weights.install()  # again: Unsloth may have put its own in place
+    recompute = "unsloth" if case.settings["recompute"] else False
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        str(folder), max_seq_length=case.sequence, dtype=None,
+        load_in_4bit=case.settings.get("method") == "qlora", local_files_only=True,
+    )  # fmt: skip
+    model = FastLanguageModel.get_peft_model(
+        model, r=16, lora_alpha=32, lora_dropout=0, bias="none", target_modules=TARGETS,
+        use_gradient_checkpointing=recompute, random_state=1, max_seq_length=case.sequence,
+    )  # fmt: skip
+    trl.train(case, batch, clock, model, tokenizer,
+              gradient_checkpointing=bool(recompute))  # fmt: skip

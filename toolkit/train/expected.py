@@ -1,0 +1,88 @@
+"""What a run will take, from its real rows: the worst micro-batch and the forecast for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from toolkit.errors import PreflightError
+from toolkit.forecast import training
+from toolkit.forecast.block import Rows
+from toolkit.forecast.changes import smallest
+from toolkit.forecast.parts import Fit, gib, summed
+from toolkit.forecast.training import Setup
+from toolkit.preflight.base_facts import BaseFacts, shape_of
+from toolkit.preflight.memory import setup_of
+from toolkit.recipe.train import TrainSection
+from toolkit.stages import StageContext
+from toolkit.train.order import MicroBatch, Step
+
+if TYPE_CHECKING:
+    from toolkit.data.store import TokenStore
+    from toolkit.train.model import Numerics
+    from toolkit.train.parallel.ranks import Ranks
+    from toolkit.train.sft import Rows as Planned
+
+
+def sizes(store: TokenStore, batch: MicroBatch) -> Rows:
+    """B, T and N of a micro-batch, as ``collate`` lays it out."""
+    lengths = [
+        sum(int(store.offsets[row + 1] - store.offsets[row]) for row in rows) for rows in batch
+    ]
+    trained = sum(int(store[row].trained[1:].sum()) for rows in batch for row in rows)
+    apart = any(len(rows) > 1 for rows in batch)
+    return Rows(len(batch), max(lengths), trained, apart)
+
+
+def worst(store: TokenStore, steps: Sequence[Step], setup: Setup | None) -> MicroBatch:
+    """The micro-batch that the forecast says takes most; the one with most tokens without a forecast."""
+    return max(_largest(steps), key=lambda batch: _takes(sizes(store, batch), setup))
+
+
+def _largest(steps: Sequence[Step]) -> Iterable[MicroBatch]:
+    """Micro-batches of the first epoch: later ones hold the same rows."""
+    first = [batch for step in steps if step.epoch == 0 for batch in step.batches]
+    return first or [batch for step in steps for batch in step.batches]
+
+
+def _takes(rows: Rows, setup: Setup | None) -> int:
+    if setup is None:
+        return rows.tokens
+    return training.forecast(replace(setup, rows=rows)).total
+
+
+def setup_of_run(
+    config: TrainSection,
+    ctx: StageContext,
+    numerics: Numerics,
+    planned: Planned,
+    ranks: Ranks,
+) -> Setup | None:
+    """What decides this run's memory; ``None`` where the base is not a dense decoder."""
+    base = ctx.inputs["model"].path
+    shape = shape_of(BaseFacts(json.loads((base / "config.json").read_text())))
+    if shape is None:
+        return None
+    width = 2 if numerics.precision == "bf16" else 4
+    setup = setup_of(config, shape, Rows(1, 1, 1), width, ranks.count)
+    return replace(setup, rows=sizes(planned.train, worst(planned.train, planned.steps, setup)))
+
+
+def say(setup: Setup | None, gpu_bytes: int | None, ctx: StageContext) -> None:
+    """Note the forecast; refuse what cannot fit, before the base is loaded.
+
+    Raises:
+        PreflightError: No error of the forecast could make it fit.
+    """
+    if setup is None or gpu_bytes is None:
+        return
+    found = training.forecast(setup, gpu_bytes)
+    ctx.note(f"forecast: {summed(found.parts)} of {gib(gpu_bytes)} GiB ({found.fit})")
+    if found.fit is Fit.too_large:
+        proposal = smallest(setup, gpu_bytes)
+        raise PreflightError(
+            f"training does not fit: {summed(found.parts)} of {gib(gpu_bytes)} GiB",
+            f"set {proposal.text}" if proposal else "take a larger GPU",
+        )

@@ -1,0 +1,158 @@
+"""Out of memory while training: explained with the forecast's numbers, or survived with half the micro-batch.
+
+``train.on_oom: halve_batch`` repeats the step that failed, on the same weights, with its micro-batches
+cut in two: the same rows, and the same loss, because it is averaged over the trained tokens of the
+whole step. From then on all steps are cut.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
+
+from toolkit.errors import StepFailedError
+from toolkit.forecast import training
+from toolkit.forecast.changes import smallest
+from toolkit.forecast.parts import Part, gib, summed
+from toolkit.forecast.training import Setup
+from toolkit.recipe.train import TrainSection
+from toolkit.stages import StageContext
+from toolkit.train.order import MicroBatch, Step
+
+if TYPE_CHECKING:
+    from toolkit.train.parallel.engine import Engine
+
+T = TypeVar("T")
+
+
+class Guard:
+    """Stands around the forward and backward passes of each step.
+
+    Args:
+        config: ``on_oom`` and ``batch_size``.
+        setup: What the forecast is made of; ``None`` for a model of another kind.
+        ctx: Where it is said and logged.
+        engine: Whose gradients a failed attempt leaves. Several ranks cannot halve: when one of them
+            fails in the middle of a pass, the others already wait for it.
+    """
+
+    def __init__(
+        self, config: TrainSection, setup: Setup | None, ctx: StageContext, engine: Engine
+    ) -> None:
+        self.at_once = config.batch_size
+        """Sequences of one forward pass, at most."""
+        self._halves = config.on_oom == "halve_batch" and engine.ranks.count == 1
+        self._setup = setup
+        self._ctx = ctx
+        self._engine = engine
+
+    def run(self, step: Step, done: int, compute: Callable[[Step], T]) -> T:
+        """``compute(step)``, again with smaller micro-batches when memory runs out.
+
+        Args:
+            step: What to compute.
+            done: Optimizer steps before it.
+            compute: Adds up the gradients of a step.
+
+        Raises:
+            StepFailedError: Out of memory, and nothing is left to halve; says what took it.
+        """
+        while True:
+            cut = replace(step, batches=tuple(pieces(step, self.at_once)))
+            finished, result, failure = _attempt(compute, cut)
+            if finished is not None:
+                return result[0]
+            self._engine.optimizer.zero_grad(set_to_none=True)
+            free_memory()
+            largest = max(map(len, cut.batches))
+            if not self._halves or largest == 1:
+                raise self._explained(failure, done, cut)
+            self.at_once = max(1, largest // 2)
+            self._ctx.note(
+                f"out of GPU memory at step {done + 1} with {_counted(largest)} at a time: the step "
+                f"is repeated with {self.at_once}, the same rows and the same loss"
+            )
+            self._ctx.log(done + 1, out_of_memory=1.0, sequences_at_once=float(self.at_once))
+
+    def _explained(self, failure: str, done: int, step: Step) -> StepFailedError:
+        return StepFailedError(
+            f"out of GPU memory at step {done + 1}, with {_counted(max(map(len, step.batches)))} at a "
+            f"time: {failure}{_forecast(self._setup)}",
+            _advice(self._setup, halves=self._halves),
+        )
+
+
+def _attempt(compute: Callable[[Step], T], step: Step) -> tuple[bool | None, list[T], str]:
+    """(True, [result], "") or (None, [], why): the traceback, which holds tensors, is gone by then."""
+    import torch
+
+    try:
+        return True, [compute(step)], ""
+    except torch.OutOfMemoryError as error:
+        return None, [], str(error).split(". ")[0]
+
+
+def pieces(step: Step, at_once: int) -> list[MicroBatch]:
+    """The micro-batches of ``step``, none of more than ``at_once`` sequences, rows in the same order."""
+    found: list[MicroBatch] = []
+    for batch in step.batches:
+        found += [batch[i : i + at_once] for i in range(0, len(batch), at_once)]
+    return found
+
+
+def _counted(sequences: int) -> str:
+    return "1 sequence" if sequences == 1 else f"{sequences} sequences"
+
+
+def free_memory() -> None:
+    """Give what a failed attempt left back to the GPU."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def gpu_bytes() -> int | None:
+    """Memory of this process's GPU, if it has one."""
+    import torch
+
+    return int(torch.cuda.mem_get_info()[1]) if torch.cuda.is_available() else None
+
+
+def _forecast(setup: Setup | None) -> str:
+    if setup is None:
+        return ""
+    said = training.forecast(setup)
+    rows = setup.rows
+    shape = f"{rows.sequences} x {rows.length} tokens, {rows.trained} trained"
+    return f"\nforecast for the largest micro-batch ({shape}): {summed(said.parts)}{_measured()}"
+
+
+def _measured() -> str:
+    import torch
+
+    total = gpu_bytes()
+    if total is None:
+        return ""
+    found = [
+        Part("allocated", torch.cuda.max_memory_allocated()),
+        Part("reserved", torch.cuda.max_memory_reserved()),
+    ]
+    shown = ", ".join(f"{part.name} {gib(part.bytes)}" for part in found)
+    return f"\nmeasured: {shown} of {gib(total)} GiB"
+
+
+def _advice(setup: Setup | None, *, halves: bool) -> str:
+    ways = [] if halves else ["train.on_oom: halve_batch goes on with smaller micro-batches"]
+    total = gpu_bytes()
+    # what ran out took more than the forecast says, or others hold memory: look for room below that
+    room = min(total, training.forecast(setup).total) * 0.9 if setup and total else None
+    if setup and room:
+        found = smallest(setup, int(room))
+        ways += [f"set {found.text} ({gib(found.forecast.total)} GiB)"] if found else []
+    if not ways or not room:
+        ways.append("lower train.batch_size or model.max_length, or set train.method: qlora")
+    return "; or ".join(ways)

@@ -1,0 +1,180 @@
+"""Starting several ranks with torchrun, and one clear error out of what they leave.
+
+The stage's process becomes the launcher: it has no model, only torchrun's agent. Every rank is the
+same program again with the same step file. ``torchrun`` is run inside this process, as
+``python -m torch.distributed.run`` with :func:`torchrun_arguments` would, so that this process can
+pass SIGTERM on and tell what happened.
+
+What ranks leave in the state folder: ``rank-3.json``, the error of rank 3 with the time at which it
+came. What came first is the cause; peers that lost a connection to it come later.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+LINGER_S = 3.0
+"""How long a failed rank waits for the errors of the others before torchrun ends them."""
+
+RANK_OF = "TOOLKIT_LAUNCHER"
+"""Environment variable of ranks: the process that started them."""
+
+NODE = "TOOLKIT_NODE"
+"""Environment variable: which of several nodes this is, from 0. Job engines set it."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How many processes train together, and where they meet."""
+
+    processes: int = 1
+    """On each node: one for every GPU."""
+    nodes: int = 1
+    rendezvous: str | None = None
+    """``host:port`` on the first node, where several nodes meet."""
+
+    @property
+    def ranks(self) -> int:
+        """Processes over all nodes."""
+        return self.processes * self.nodes
+
+
+def torchrun_arguments(
+    launch: Launch, node: int, run_id: str, program: Path, step_file: Path
+) -> list[str]:
+    """Arguments of ``python -m torch.distributed.run``.
+
+    Args:
+        launch: How many, and where they meet.
+        node: Which node this is.
+        run_id: Equal on all nodes of one run, and on no others.
+        program: What every rank runs.
+        step_file: Its argument.
+    """
+    meeting = ["--standalone"]
+    if launch.nodes > 1:
+        endpoint = launch.rendezvous or ""
+        meeting = [f"--nnodes={launch.nodes}", f"--node-rank={node}", "--rdzv-backend=c10d"]
+        meeting += [f"--rdzv-endpoint={endpoint}", f"--rdzv-id={run_id}"]
+    own = [f"--nproc-per-node={launch.processes}", "--max-restarts=0", "--monitor-interval=0.5"]
+    return [*meeting, *own, str(program), str(step_file)]
+
+
+def rank_environ(launch: Launch, given: Mapping[str, str], cores: int) -> dict[str, str]:
+    """Variables for the ranks: what the user set stays.
+
+    On one node everything stays on loopback: a host name that does not resolve stops nothing.
+    """
+    wanted = {"OMP_NUM_THREADS": str(max(1, cores // launch.processes))}
+    if launch.nodes == 1:
+        wanted |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+    own = {RANK_OF: str(os.getpid()), "TOOLKIT_PARENT": str(os.getpid())}
+    events = given.get("TOOLKIT_EVENTS_FD")
+    if events:  # torchrun closes what its children would inherit; the pipe is found through us
+        own["TOOLKIT_EVENTS_PATH"] = f"/proc/{os.getpid()}/fd/{events}"
+    return wanted | dict(given) | own
+
+
+def run(launch: Launch, run_id: str, program: Path, step_file: Path, state: Path) -> int:
+    """Start the ranks, wait for them, leave one ``error.json`` if they fail; return the exit code."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args
+    from torch.distributed.run import run as torchrun
+
+    node = int(os.environ.get(NODE, "0"))
+    if node == 0:
+        for old in state.glob("rank-*.json"):
+            old.unlink()
+    os.environ.update(rank_environ(launch, os.environ, len(os.sched_getaffinity(0))))
+    arguments = parse_args(torchrun_arguments(launch, node, run_id, program, step_file))
+    arguments.signals_to_handle = "SIGINT,SIGHUP,SIGQUIT"  # SIGTERM is ours
+    signal.signal(signal.SIGTERM, _pass_on)
+    died: dict[int, int] = {}
+    try:
+        torchrun(arguments)
+    except ChildFailedError as error:
+        died = {rank: failure.exitcode for rank, failure in error.failures.items()}
+    except SignalException as error:
+        died = {0: -int(error.sigval)}
+    if not died:
+        return 0
+    report = cause(errors_of(state), died, launch.ranks)
+    if node == 0:
+        (state / "error.json").write_text(json.dumps(report))
+    print(f"error: {report['message']}", file=sys.stderr)  # noqa: T201 - stderr is the step's log
+    return int(report["exit_code"])
+
+
+def _pass_on(number: int, _frame: FrameType | None) -> None:
+    """Give a signal to every rank; each ends its step, then all leave together."""
+    own = os.getpid()
+    for task in Path(f"/proc/{own}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            os.kill(int(child), number)
+
+
+def leave_error(state: Path, rank: int, ranks: int, report: Mapping[str, Any]) -> None:
+    """In a rank that fails: say why, and give the others a moment to say it too."""
+    part = state / f"rank-{rank}.json.part"
+    part.write_text(json.dumps({"time": time.time(), **report}))
+    part.rename(state / f"rank-{rank}.json")
+    end = time.monotonic() + LINGER_S
+    while len(errors_of(state)) < ranks and time.monotonic() < end:
+        time.sleep(0.05)
+
+
+def errors_of(state: Path) -> dict[int, dict[str, Any]]:
+    """Errors by rank."""
+    found = state.glob("rank-*.json")
+    return {int(p.stem.removeprefix("rank-")): json.loads(p.read_text()) for p in found}
+
+
+def cause(
+    errors: Mapping[int, Mapping[str, Any]], died: Mapping[int, int], ranks: int
+) -> dict[str, Any]:
+    """What stopped the run, in one error.
+
+    A rank that a signal ended left no words: it is the cause, and the others only lost it. An error
+    that all ranks share is nobody's in particular.
+
+    Args:
+        errors: What ranks said, by rank.
+        died: Exit codes by rank, negative for signals; those that torchrun saw first.
+        ranks: How many there were.
+    """
+    killed = [
+        (rank, -code)
+        for rank, code in died.items()
+        if code < 0 and -code != signal.SIGTERM and rank not in errors
+    ]
+    if killed:
+        rank, number = min(killed)
+        name = signal.Signals(number).name
+        text = f"rank {rank} of {ranks} was ended by {name}"
+        if number == signal.SIGKILL:
+            text += " (SIGKILL that nobody sent is the kernel out of memory)"
+        return _report("StepFailedError", text, "its log is log.txt in the step's state folder")
+    if not errors:
+        shown = ", ".join(f"rank {rank} with {code}" for rank, code in sorted(died.items()))
+        text = f"ranks ended without a word: {shown}"
+        return _report("StepFailedError", text, "its log is log.txt in the step's state folder")
+    rank = min(errors, key=lambda one: errors[one]["time"])
+    first = dict(errors[rank])
+    first.pop("time")
+    if {error["message"] for error in errors.values()} != {first["message"]} or len(errors) < ranks:
+        first["message"] = f"rank {rank} of {ranks}: {first['message']}"
+    return first
+
+
+def _report(kind: str, message: str, hint: str) -> dict[str, Any]:
+    return {"type": kind, "message": message, "hint": hint, "exit_code": 1}
