@@ -23,6 +23,7 @@ from toolkit.survey import StepStatus, survey
 from toolkit.train.parallel import choose
 from toolkit.train.parallel.launch import Launch
 from toolkit.train.rollout import choose_rollout
+from toolkit.train.speed import choose as fast
 from toolkit.workspace import Workspace
 
 STAGE_ENVIRONMENTS = ("core", "train", "quantize")
@@ -48,6 +49,8 @@ class Prepared:
     """How many processes train together."""
     parallel: choose.Choice | None = None
     """What ``train.parallel: auto`` came to, likewise."""
+    speed: fast.Choice | None = None
+    """What ``train.speed`` comes to on this machine, where the recipe trains."""
 
     @property
     def training_said(self) -> str | None:
@@ -176,8 +179,9 @@ def examine(
     facts = replace(facts, ranks=launch.ranks)
     verdicts = tuple(preflight.check(loaded.recipe, facts))
     takes = forecasts(loaded.recipe, facts)
+    speed = speed_of(loaded, facts, where.device, gpu)
     return Prepared(
-        loaded, plan, space, where.device, resolved, verdicts, takes, choice, launch, shared
+        loaded, plan, space, where.device, resolved, verdicts, takes, choice, launch, shared, speed
     )
 
 
@@ -205,6 +209,15 @@ def gpu_of(profile: profiles.Profile) -> GpuFacts | None:
     if profile.device == "cpu":
         return None
     return described(**profile.gpu.model_dump()) if profile.gpu else ask_driver()
+
+
+def speed_of(loaded: Loaded, facts: Facts, device: str, gpu: GpuFacts | None) -> fast.Choice | None:
+    """How training would be computed, by the rules that the worker decides by."""
+    section = loaded.recipe.train
+    if section is None:
+        return None
+    here = fast.Machine(device, gpu.capability if gpu else None, gpu.count if gpu else 1)
+    return fast.choose(section, facts.base.config if facts.base else None, here)
 
 
 def engines_of(loaded: Loaded) -> tuple[str, ...]:

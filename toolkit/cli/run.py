@@ -70,6 +70,8 @@ def plan(
         for s in statuses
     ]
     render.table(("step", "state", "why", "environment", "fingerprint"), rows)
+    if prepared.speed:
+        render.say(f"trained by the {prepared.speed.path} path: {prepared.speed.reason}")
     if prepared.choice:
         render.say(f"served by {prepared.choice.engine}: {prepared.choice.reason}")
     for text in filter(None, map(_counted, statuses)):
@@ -144,6 +146,7 @@ def _training(prepared: Prepared) -> dict[str, Any] | None:
     return asdict(prepared.launch) | {
         "parallel": train.parallel if prepared.launch.ranks > 1 else None,
         "reason": prepared.parallel.reason if prepared.parallel else None,
+        "speed": asdict(prepared.speed) if prepared.speed else None,
         "effective_batch": train.batch_size * train.gradient_accumulation * prepared.launch.ranks,
     }
 

@@ -18,6 +18,7 @@ from toolkit.preflight.facts import Facts
 from toolkit.preflight.verdict import Finding, refuse, rule, warn
 from toolkit.recipe import Recipe
 from toolkit.recipe.train import TrainSection
+from toolkit.train.speed.choose import Choice, Machine, choose
 
 BF16_FROM = 8.0
 """Compute capability from which a GPU has bf16."""
@@ -102,7 +103,11 @@ def training_setup(
         )
     old = (facts.capability or BF16_FROM) < BF16_FROM
     width = 4 if train.precision == "fp32" or (train.precision == "auto" and old) else 2
-    return setup_of(train, shape, rows, width, facts.ranks), notes
+    config = facts.base.config if facts.base else None
+    machine = Machine("cuda", facts.capability, facts.ranks)
+    return setup_of(
+        train, shape, rows, width, choose(train, config, machine), gpus=facts.ranks
+    ), notes
 
 
 def setup_of(
@@ -110,9 +115,9 @@ def setup_of(
     shape: ModelShape,
     rows: Rows,
     width: int,
-    gpus: int = 1,
+    speed: Choice,
     *,
-    fused: bool = False,
+    gpus: int = 1,
 ) -> training.Setup:
     """What decides the memory of a training section on a GPU.
 
@@ -121,11 +126,15 @@ def setup_of(
         shape: Of the model.
         rows: The largest micro-batch.
         width: 2 in bf16 and 4 in fp32.
+        speed: What ``train.speed`` came to; blocks of the fast path keep the least there is, as
+            ``roomiest`` may change.
         gpus: How many train together.
-        fused: Whether it takes the fast path; blocks then keep the least there is, as :func:`roomiest`
-            may change.
     """
     base: training.Base = "bf16" if width == 2 else "fp32"
+    if train.method == "lora" and train.base_precision == "fp8":
+        base = "fp8_once"
+    if speed.packs:
+        rows = replace(rows, apart=False)  # by cumulative lengths: no mask
     lora = train.lora
     return training.Setup(
         shape,
@@ -135,8 +144,8 @@ def setup_of(
         rows,
         tuple(shape.linears) if lora.targets == "all-linear" else lora.targets,
         lora.rank,
-        _keep(train, fused=fused),
-        fused=fused,
+        _keep(train, fused=speed.fast),
+        fused=speed.fast,
         optimizer=train.optimizer,
         accumulation=train.gradient_accumulation,
         dropout=lora.dropout > 0,

@@ -111,8 +111,12 @@ class TrainSection(Section):
     """Put several rows into one sequence of `model.max_length` tokens; none attends to another. Read by `sft` alone."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """`auto` is bf16 on a GPU that has it and fp32 elsewhere."""
+    base_precision: Literal["auto", "fp8"] = "auto"
+    """The frozen base with `method: lora`: `auto` as `precision` says, `fp8` rounded as the served FP8 base is."""
+    speed: Literal["auto", "plain"] = "auto"
+    """`auto` compiles layers and fuses the loss where it knows the architecture; `plain` is Transformers and PEFT."""
     gradient_checkpointing: Literal["auto"] | bool = "auto"
-    """Recompute activations in the backward pass; `auto` does on a GPU and not on a CPU."""
+    """Compute activations again. `auto`: fast path: as much as memory asks; else: all on a GPU, none on a CPU."""
     on_oom: Literal["stop", "halve_batch"] = "stop"
     """When GPU memory runs out: `stop` and say what took it, or repeat the step with micro-batches half as large."""
     log_every: Count = 1
@@ -155,6 +159,14 @@ class TrainSection(Section):
             raise ValueError(
                 f"a step has batch_size x gradient_accumulation = {answers} answers, "
                 f"which grpo.group_size {group} does not divide"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fp8_is_a_frozen_base(self) -> Self:
+        if self.base_precision == "fp8" and self.method != "lora":
+            raise ValueError(
+                f"base_precision fp8 is for method lora, and method is {self.method!r}"
             )
         return self
 

@@ -17,7 +17,10 @@ from toolkit.preflight.base_facts import BaseFacts, shape_of
 from toolkit.preflight.memory import setup_of
 from toolkit.recipe.train import TrainSection
 from toolkit.stages import StageContext
+from toolkit.train.model import machine
+from toolkit.train.oom import gpu_bytes
 from toolkit.train.order import MicroBatch, Step
+from toolkit.train.speed.choose import choose
 
 if TYPE_CHECKING:
     from toolkit.data.store import TokenStore
@@ -62,27 +65,33 @@ def setup_of_run(
 ) -> Setup | None:
     """What decides this run's memory; ``None`` where the base is not a dense decoder."""
     base = ctx.inputs["model"].path
-    shape = shape_of(BaseFacts(json.loads((base / "config.json").read_text())))
+    settings = json.loads((base / "config.json").read_text())
+    shape = shape_of(BaseFacts(settings))
     if shape is None:
         return None
     width = 2 if numerics.precision == "bf16" else 4
-    setup = setup_of(config, shape, Rows(1, 1, 1), width, ranks.count)
-    return replace(setup, rows=sizes(planned.train, worst(planned.train, planned.steps, setup)))
+    speed = choose(config, settings, machine(ctx.device))
+    setup = setup_of(config, shape, Rows(1, 1, 1), width, speed, gpus=ranks.count)
+    rows = sizes(planned.train, worst(planned.train, planned.steps, setup))
+    setup = replace(setup, rows=replace(rows, apart=rows.apart and not speed.packs))
+    if config.gradient_checkpointing == "auto":
+        setup = training.roomiest(setup, gpu_bytes())
+    return setup
 
 
-def say(setup: Setup | None, gpu_bytes: int | None, ctx: StageContext) -> None:
+def say(setup: Setup | None, memory: int | None, ctx: StageContext) -> None:
     """Note the forecast; refuse what cannot fit, before the base is loaded.
 
     Raises:
         PreflightError: No error of the forecast could make it fit.
     """
-    if setup is None or gpu_bytes is None:
+    if setup is None or memory is None:
         return
-    found = training.forecast(setup, gpu_bytes)
-    ctx.note(f"forecast: {summed(found.parts)} of {gib(gpu_bytes)} GiB ({found.fit})")
+    found = training.forecast(setup, memory)
+    ctx.note(f"forecast: {summed(found.parts)} of {gib(memory)} GiB ({found.fit})")
     if found.fit is Fit.too_large:
-        proposal = smallest(setup, gpu_bytes)
+        proposal = smallest(setup, memory)
         raise PreflightError(
-            f"training does not fit: {summed(found.parts)} of {gib(gpu_bytes)} GiB",
+            f"training does not fit: {summed(found.parts)} of {gib(memory)} GiB",
             f"set {proposal.text}" if proposal else "take a larger GPU",
         )

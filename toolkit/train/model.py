@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 from toolkit.errors import NotInstalledError, PreflightError
 from toolkit.recipe.train import LoraSection, TrainSection
 from toolkit.registry import close_match
+from toolkit.train.speed.choose import Choice, Machine, choose
 
 Precision = Literal["bf16", "fp32"]
 
@@ -21,11 +23,13 @@ class Numerics(NamedTuple):
     """Activations, and a frozen base that is not quantized."""
     quantized: bool
     """Whether the base's linear layers are in 4-bit NF4."""
+    fp8: bool = False
+    """Whether those with an adapter are rounded to FP8 when they are loaded."""
 
     @property
     def trained_on(self) -> str:
-        """What the adapter saw as its base: ``fp32``, ``bf16`` or ``nf4``."""
-        return "nf4" if self.quantized else self.precision
+        """What the adapter saw as its base: ``fp32``, ``bf16``, ``fp8`` or ``nf4``."""
+        return "nf4" if self.quantized else "fp8" if self.fp8 else self.precision
 
 
 def torch_dtype(name: str) -> Any:
@@ -44,7 +48,7 @@ def numerics_for(config: TrainSection, device: str) -> Numerics:
         precision = config.precision
     elif device == "cuda" and torch.cuda.is_bf16_supported():
         precision = "bf16"
-    return Numerics(precision, config.method == "qlora")
+    return Numerics(precision, config.method == "qlora", config.base_precision == "fp8")
 
 
 def use_cores() -> None:
@@ -199,16 +203,45 @@ def build_model(
     stored = numerics._replace(precision="fp32") if config.method == "full" else numerics
     model = load_base(folder, stored, place or device, trust_remote_code=trust)
     model.config.use_cache = False
+    settings = json.loads((folder / "config.json").read_text())
+    choice = choose(config, settings, machine(place or device))
     recompute = config.gradient_checkpointing
-    if recompute is True or (recompute == "auto" and device == "cuda"):
+    if recompute == "auto":
+        recompute = device == "cuda"
+    if recompute and not choice.fast:
         # not reentrant: gradients then reach the adapters although the embeddings are frozen
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if config.method != "full":
         model = add_adapter(model, config.lora, base_id(folder, facts), folder, start)
+        _speed_up(model, config, numerics, choice)
     elif numerics.precision == "bf16":
         _compute_in_bf16(model, device)
     model.train()
     return model
+
+
+def machine(device: str) -> Machine:
+    """What :func:`~toolkit.train.speed.choose.choose` needs to know of this process's device."""
+    import torch
+
+    if device != "cuda":
+        return Machine(device)
+    major, minor = torch.cuda.get_device_capability()
+    gpus = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    return Machine(device, major + minor / 10, gpus)
+
+
+def _speed_up(model: Any, config: TrainSection, numerics: Numerics, choice: Choice) -> None:
+    """Give ``model`` the fast path; an FP8 base is ours on the plain one too, layer by layer."""
+    if not choice.fast and not numerics.fp8:
+        return
+    from toolkit.train.speed.apply import Speed, group_layers
+
+    if choice.fast:
+        kind = numerics.trained_on if numerics.fp8 or numerics.quantized else "bf16"
+        model.speed = Speed(model, config, choice, kind)
+    else:
+        group_layers(model, "fp8", merge=False)
 
 
 def _compute_in_bf16(model: Any, device: str) -> None:

@@ -2,7 +2,7 @@
 
 TRL does the loop and the loss; ``wired.py`` changes what must be ours, ``reporting.py`` tells what
 happens. What an objective adds stands in ``dpo.py``, ``kto.py``, ``orpo.py`` and ``grpo.py``.
-``docs/adr/0018-trl-behind-our-seams.md`` says what is ours and why.
+``docs/adr/0016-trl-behind-our-seams.md`` says what is ours and why.
 
 A checkpoint is one of the Trainer's, and complete once it holds :data:`MARK`::
 
