@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,7 +140,7 @@ def test_every_named_architecture_gives_the_same_loss_and_gradients(name, rows, 
             copy.deepcopy(config), attn_implementation="sdpa"
         ).eval()
         assert type(model).__name__ == name
-        model = add_adapter(model, TrainSection(lora={"rank": 4}).lora, "test")
+        model = add_adapter(model, TrainSection(lora={"rank": 4}).lora, "test", Path())
         for key, weight in trainable(model):
             if "lora_B" in key:
                 torch.nn.init.normal_(weight, std=0.05)
