@@ -102,7 +102,7 @@ def test_the_plan_tells_the_data_step_what_rows_are_for():
 
 
 def test_the_plan_counts_the_rows_of_a_data_step_that_is_done():
-    from toolkit.cli.run import _counted
+    from toolkit.cli.plan import _counted
 
     numbers = {"rows_train": 40.0, "rows_heldout": 8.0, "rows_too_long": 2.0, "rows_invalid": 0.0}
     step, made = SimpleNamespace(stage="data"), SimpleNamespace(metrics=numbers)

@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Check recipes; every mistake at once, with its line.",
     ),
     "schema": ("toolkit.cli.recipes:schema", "Print the JSON Schema of recipes, for editors."),
-    "plan": ("toolkit.cli.run:plan", "Show what would run, what is done, and why."),
+    "plan": ("toolkit.cli.plan:plan", "Show what would run, what is done, and why."),
     "run": ("toolkit.cli.run:run", "Run a recipe from data to served model."),
     "train": ("toolkit.cli.run:train", "Run a recipe as far as training."),
     "export": ("toolkit.cli.run:export", "Run a recipe as far as the exported folders."),

@@ -21,6 +21,12 @@ def hint(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def warn(warnings: Sequence[str]) -> None:
+    """Print warnings for people on standard error."""
+    for text in warnings:
+        hint(f"warning: {text}")
+
+
 def as_json(value: Any) -> None:
     """Print one JSON value."""
     print(json.dumps(value, indent=2, default=str), flush=True)
