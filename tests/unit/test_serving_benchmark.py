@@ -97,7 +97,8 @@ def test_ratios_are_of_the_right_things(tools):
 
     found = {
         "vllm-bf16/base-64/0": level(100), "vllm-bf16/base-64/1": level(100), "vllm-bf16/one-64/0": level(90),
-        "vllm-bare/base-64/0": level(110), "hf/generate": {"tokens_per_s": 10.0, "batch": 64, "one_by_one": {"tokens_per_s": 2.0}},
+        "vllm-bare/base-64/0": level(110),
+        "hf/generate": {"tokens_per_s": 10.0, "batch": 64, "one_by_one": {"tokens_per_s": 2.0}},
     }  # fmt: skip
     table = tools["report"].throughput(found, 64)
     assert (
