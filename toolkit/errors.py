@@ -11,6 +11,8 @@
     ├── EngineError              1   an inference engine did not start or died
     ├── ProofError               1   what is served is not what was trained
     ├── ArtifactError            1   a stored artifact is damaged or missing
+    ├── BackendError             1   an engine for jobs is not there, or refuses a job
+    │   └── UnknownStateError    1   it says of a job what we have no word for
     ├── UsageError               2   the command is wrong
     ├── RecipeError              2   the recipe is wrong; holds every problem found, with file and line
     ├── PreflightError           2   the recipe is well formed but cannot work
@@ -72,6 +74,14 @@ class EngineError(ToolkitError):
 
 class ProofError(ToolkitError):
     """What an engine serves is not what was trained; the message holds the first difference."""
+
+
+class BackendError(ToolkitError):
+    """An engine for jobs does not answer, or refuses a job; in its words."""
+
+
+class UnknownStateError(BackendError):
+    """An engine says of a job what is in no table of ours."""
 
 
 class ArtifactError(ToolkitError):
