@@ -1,0 +1,178 @@
+"""A job as a batch script. Pure; nothing of the machine goes in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from toolkit.errors import UsageError
+from toolkit.launch.slurm.quoting import array, directive, export, variable, word
+from toolkit.launch.slurm.section import ContainerSection, SlurmSection
+from toolkit.launch.spec import JobSpec
+from toolkit.launch.states import PREEMPTED
+
+OUTPUT = "slurm.txt"
+"""In the job's folder: what the script and Slurm itself say, of all attempts."""
+ENDED = "slurm.json"
+"""In the job's folder: how the script ended last."""
+MARK = "toolkit:"
+"""A comment that begins so is a job of ours."""
+
+
+def script(job: JobSpec, options: SlurmSection, after: Mapping[str, str]) -> str:
+    """What sbatch reads, started in the job's folder."""
+    head = ["#!/bin/bash", *directives(job, options, after)]
+    body = [*_preparation(job, options), *_program(job, options), *_supervision(job)]
+    return "\n".join([*head, "", *body]) + "\n"
+
+
+def directives(job: JobSpec, options: SlurmSection, after: Mapping[str, str]) -> list[str]:
+    """The `#SBATCH` lines."""
+    return [directive(name, value) for name, value in _options(job, options, after)] + [
+        f"#SBATCH {_extra(one)}" for one in options.options
+    ]
+
+
+def _extra(given: str) -> str:
+    name, equals, value = given.removeprefix("--").partition("=")
+    return directive(name, value if equals else None).removeprefix("#SBATCH ")
+
+
+def _options(
+    job: JobSpec, options: SlurmSection, after: Mapping[str, str]
+) -> Iterator[tuple[str, str | None]]:
+    yield "job-name", job.id
+    yield "comment", MARK + job.id
+    yield "output", OUTPUT
+    yield "open-mode", "append"
+    yield "requeue", None
+    yield "signal", f"B:USR1@{job.grace_s}"
+    yield from _resources(job, options)
+    places = ("partition", "account", "qos", "constraint", "reservation")
+    yield from ((name, value) for name in places if (value := getattr(options, name)))
+    if options.exclusive:
+        yield "exclusive", None
+    if after:
+        numbers = sorted({int(number(one)) for one in after.values()})
+        yield "dependency", "afterok:" + ":".join(map(str, numbers))
+        yield "kill-on-invalid-dep", "yes"
+
+
+def number(engine_id: str) -> str:
+    """Slurm's number of a job out of our engine id, ``17@tickets-3fa2c1d4-04-train``."""
+    return engine_id.partition("@")[0]
+
+
+def _resources(job: JobSpec, options: SlurmSection) -> Iterator[tuple[str, str | None]]:
+    need = job.resources
+    yield "nodes", str(need.nodes)
+    yield "ntasks-per-node", "1"
+    yield "cpus-per-task", str(need.cpus)
+    if need.memory_gib is not None:
+        yield "mem", f"{round(need.memory_gib * 1024)}M"
+    if need.gpus:
+        kind = f":{options.gpu_type}" if options.gpu_type else ""
+        yield "gres", f"{options.gres}{kind}:{need.gpus}"
+    if need.time_limit_s is not None:
+        yield "time", duration(need.time_limit_s)
+
+
+def duration(seconds: int) -> str:
+    """``days-hours:minutes:seconds``."""
+    minutes, second = divmod(seconds, 60)
+    hours, minute = divmod(minutes, 60)
+    day, hour = divmod(hours, 24)
+    return f"{day}-{hour:02}:{minute:02}:{second:02}"
+
+
+def _preparation(job: JobSpec, options: SlurmSection) -> Iterator[str]:
+    yield f"cd -- {word(job.folder)} || exit"
+    yield from _ENDING
+    if options.modules:
+        yield "type module >/dev/null 2>&1 || . /etc/profile"
+        yield "module purge"
+        for module in options.modules:
+            yield f"module load {word(module)} || ended 3"
+    for line in options.setup:
+        yield from (line.rstrip("\n"), 'rc=$?; ((rc == 0)) || ended "$rc"')
+    yield from (export(name, value) for name, value in sorted(job.env.items()))
+    for name, place in sorted(job.secrets.items()):
+        yield f'{variable(name)}="$(cat -- {word(place)})" || ended 3; export {name}'
+    if job.resources.nodes > 1:
+        yield 'first="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"'
+        yield f'export TOOLKIT_RENDEZVOUS="$first:$(({options.port} + SLURM_JOB_ID % 5000))"'
+
+
+_ENDING = (
+    "ended() { # the last word of the script, kept for those who ask after Slurm forgot",
+    '  local rc="${1:-$?}"',
+    """  local form='{"job": %d, "restarts": %d, "exit_code": %d}\\n'""",
+    """  printf "$form" "$SLURM_JOB_ID" "${SLURM_RESTART_COUNT:-0}" "$rc" >.slurm.part""",
+    f"  mv .slurm.part {ENDED}",
+    '  exit "$rc"',
+    "}",
+)
+
+
+def _program(job: JobSpec, options: SlurmSection) -> Iterator[str]:
+    yield from array("program", job.argv)
+    box = options.container
+    if box and box.engine == "apptainer":
+        yield from array("box", _apptainer(box, job))
+        yield 'program=("${box[@]}" "${program[@]}")'
+    if (box and box.engine == "pyxis") or job.resources.nodes > 1:
+        yield from array("step", _srun(box, job))
+        yield 'program=("${step[@]}" "${program[@]}")'
+
+
+def _srun(box: ContainerSection | None, job: JobSpec) -> Sequence[str]:
+    """One task on each node. Those that others wait for get the grace before they are ended."""
+    wanted = ["srun", "--mpi=none", "--kill-on-bad-exit=0", f"--wait={job.grace_s}", "--export=ALL"]
+    if box and box.engine == "pyxis":
+        wanted.append(f"--container-image={box.image}")
+        wanted.append(f"--container-mounts={','.join([_workspace(job), *box.mounts])}")
+        wanted.extend(box.options)
+    if job.resources.nodes > 1:
+        wanted += ["bash", "-c", 'export TOOLKIT_NODE="$SLURM_NODEID"; exec "$@"', "node"]
+    return wanted
+
+
+def _apptainer(box: ContainerSection, job: JobSpec) -> Sequence[str]:
+    gpus = ["--nv"] if job.resources.gpus else []
+    mounts = [part for one in (_workspace(job), *box.mounts) for part in ("--bind", one)]
+    return ["apptainer", "exec", *gpus, *mounts, *box.options, box.image]
+
+
+def _workspace(job: JobSpec) -> str:
+    """The workspace, three folders above the job's: it has the artifacts as well."""
+    place = job.folder.rsplit("/", 3)[0] or "/"
+    if set(place) & set(":,"):
+        raise UsageError(
+            f"the workspace {place} cannot be mounted into a container: its path has ':' or ','",
+            "take another workspace, or a profile without a container",
+        )
+    return f"{place}:{place}"
+
+
+def _supervision(job: JobSpec) -> Sequence[str]:
+    """Start the program, pass signals on, wait for its true end; then end, or ask for another start.
+
+    Slurm starts it again by itself when it took the place back (the job is COMPLETING then). Left to the script: an
+    attempt that ended with a checkpoint on its own, and one whose watcher on the node, slurmstepd, was killed: Slurm
+    would call it RUNNING for ever.
+    """
+    return (
+        """trap 'kill -USR1 "$child" 2>/dev/null' USR1 TERM""",
+        '"${program[@]}" &',
+        "child=$!",
+        'wait "$child"',
+        'while kill -0 "$child" 2>/dev/null; do wait "$child"; done # signals end wait, not the program',
+        'wait "$child"',
+        "rc=$?",
+        "trap '' USR1 TERM",
+        "watcher=\"$(awk '/^PPid:/ {print $2}' /proc/$$/status)\"",
+        f"if ((rc == {PREEMPTED} && ${{SLURM_RESTART_COUNT:-0}} < {job.retries} || watcher != PPID)) &&",
+        """  [[ ! -e cancelled.json && "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" == RUNNING ]]; then""",
+        '  scontrol requeue "$SLURM_JOB_ID" && sleep 5',
+        "fi",
+        'ended "$rc"',
+    )
