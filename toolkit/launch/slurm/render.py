@@ -14,6 +14,8 @@ OUTPUT = "slurm.txt"
 """In the job's folder: what the script and Slurm itself say, of all attempts."""
 ENDED = "slurm.json"
 """In the job's folder: how the script ended last."""
+SECOND_COPY = 4
+"""Exit code of a program that finds the job running elsewhere."""
 MARK = "toolkit:"
 """A comment that begins so is a job of ours."""
 
@@ -21,7 +23,7 @@ MARK = "toolkit:"
 def script(job: JobSpec, options: SlurmSection, after: Mapping[str, str]) -> str:
     """What sbatch reads, started in the job's folder."""
     head = ["#!/bin/bash", *directives(job, options, after)]
-    body = [*_preparation(job, options), *_program(job, options), *_supervision(job)]
+    body = [*_preparation(job, options), *_program(job, options), *_supervision()]
     return "\n".join([*head, "", *body]) + "\n"
 
 
@@ -85,6 +87,7 @@ def duration(seconds: int) -> str:
 
 
 def _preparation(job: JobSpec, options: SlurmSection) -> Iterator[str]:
+    yield "trap : USR1 # until there is somebody to hear it"
     yield f"cd -- {word(job.folder)} || exit"
     yield from _ENDING
     if options.modules:
@@ -95,11 +98,23 @@ def _preparation(job: JobSpec, options: SlurmSection) -> Iterator[str]:
     for line in options.setup:
         yield from (line.rstrip("\n"), 'rc=$?; ((rc == 0)) || ended "$rc"')
     yield from (export(name, value) for name, value in sorted(job.env.items()))
-    for name, place in sorted(job.secrets.items()):
-        yield f'{variable(name)}="$(cat -- {word(place)})" || ended 3; export {name}'
+    yield from (_secret(name, place) for name, place in sorted(job.secrets.items()))
+    yield f'export TOOLKIT_ENGINE_ID="$SLURM_JOB_ID@{job.id}"'
+    yield 'export TOOLKIT_START="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"'
     if job.resources.nodes > 1:
         yield 'first="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"'
         yield f'export TOOLKIT_RENDEZVOUS="$first:$(({options.port} + SLURM_JOB_ID % 5000))"'
+
+
+def _secret(name: str, place: str) -> str:
+    """Read when the job starts: what goes through sbatch lies on the controller's disk."""
+    kind, _, path = place.partition(":")
+    if kind != "file" or not path.startswith("/"):
+        raise UsageError(
+            f"secret {name}: Slurm has no place for secrets such as {place!r}",
+            f"put it into a file that only you can read: chmod 600 PATH; {name}: file:/PATH",
+        )
+    return f'{variable(name)}="$(cat -- {word(path)})" || ended 3; export {name}'
 
 
 _ENDING = (
@@ -126,7 +141,8 @@ def _program(job: JobSpec, options: SlurmSection) -> Iterator[str]:
 
 def _srun(box: ContainerSection | None, job: JobSpec) -> Sequence[str]:
     """One task on each node. Those that others wait for get the grace before they are ended."""
-    wanted = ["srun", "--mpi=none", "--kill-on-bad-exit=0", f"--wait={job.grace_s}", "--export=ALL"]
+    wanted = ["srun", "--mpi=none", "--export=ALL", f"--cpus-per-task={job.resources.cpus}"]
+    wanted += ["--kill-on-bad-exit=0", f"--wait={job.grace_s}"]
     if box and box.engine == "pyxis":
         wanted.append(f"--container-image={box.image}")
         wanted.append(f"--container-mounts={','.join([_workspace(job), *box.mounts])}")
@@ -153,12 +169,14 @@ def _workspace(job: JobSpec) -> str:
     return f"{place}:{place}"
 
 
-def _supervision(job: JobSpec) -> Sequence[str]:
+def _supervision() -> Sequence[str]:
     """Start the program, pass signals on, wait for its true end; then end, or ask for another start.
 
     Slurm starts it again by itself when it took the place back (the job is COMPLETING then). Left to the script: an
-    attempt that ended with a checkpoint on its own, and one whose watcher on the node, slurmstepd, was killed: Slurm
-    would call it RUNNING for ever.
+    attempt that wants it, one that found another copy still running, one that SIGKILL ended, or USR1 or TERM before it
+    could hear them; and one whose watcher on the node, slurmstepd, was killed: Slurm would call it RUNNING for ever,
+    with the jobs after it waiting.
+    The program itself counts the tries, and ends at once when it is done already.
     """
     return (
         """trap 'kill -USR1 "$child" 2>/dev/null' USR1 TERM""",
@@ -170,9 +188,14 @@ def _supervision(job: JobSpec) -> Sequence[str]:
         "rc=$?",
         "trap '' USR1 TERM",
         "watcher=\"$(awk '/^PPid:/ {print $2}' /proc/$$/status)\"",
-        f"if ((rc == {PREEMPTED} && ${{SLURM_RESTART_COUNT:-0}} < {job.retries} || watcher != PPID)) &&",
-        """  [[ ! -e cancelled.json && "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" == RUNNING ]]; then""",
-        '  scontrol requeue "$SLURM_JOB_ID" && sleep 5',
+        "alone=$((watcher != PPID)) again=0",
+        "case $rc in",
+        f"  {PREEMPTED} | {SECOND_COPY} | 137 | 138 | 143) again=1 ;;",
+        "  0) again=$alone ;; # done: the next start ends at once",
+        "esac",
+        "if ((again || alone)) && [[ ! -e cancelled.json ]] &&",
+        """  [[ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" == RUNNING ]]; then""",
+        '  if ((again)); then scontrol requeue "$SLURM_JOB_ID"; else scancel "$SLURM_JOB_ID"; fi',
         "fi",
         'ended "$rc"',
     )

@@ -1,0 +1,69 @@
+#!/bin/bash
+#SBATCH --job-name=tickets-3fa2c1d4-04-train
+#SBATCH --comment=toolkit:tickets-3fa2c1d4-04-train
+#SBATCH --output=slurm.txt
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@90
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=64
+#SBATCH --gres=gpu:8
+#SBATCH --dependency=afterok:17
+#SBATCH --kill-on-invalid-dep=yes
+
+trap : USR1 # until there is somebody to hear it
+cd -- '/home/ada/my work/jobs/tickets-3fa2c1d4/tickets-3fa2c1d4-04-train' || exit
+ended() { # the last word of the script, kept for those who ask after Slurm forgot
+  local rc="${1:-$?}"
+  local form='{"job": %d, "restarts": %d, "exit_code": %d}\n'
+  printf "$form" "$SLURM_JOB_ID" "${SLURM_RESTART_COUNT:-0}" "$rc" >.slurm.part
+  mv .slurm.part slurm.json
+  exit "$rc"
+}
+export NOTE=$'it\'s $5\n"or" more'
+export TOOLKIT_ENGINE_ID="$SLURM_JOB_ID@tickets-3fa2c1d4-04-train"
+export TOOLKIT_START="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"
+first="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
+export TOOLKIT_RENDEZVOUS="$first:$((20000 + SLURM_JOB_ID % 5000))"
+program=(
+  /opt/tk/bin/python
+  -P
+  -m
+  toolkit.launch.shim
+  '/home/ada/my work/jobs'
+)
+step=(
+  srun
+  --mpi=none
+  --export=ALL
+  --cpus-per-task=64
+  --kill-on-bad-exit=0
+  --wait=90
+  '--container-image=docker://registry.example.com#ml/toolkit:1'
+  '--container-mounts=/home/ada/my work:/home/ada/my work,/data:/data:ro'
+  bash
+  -c
+  'export TOOLKIT_NODE="$SLURM_NODEID"; exec "$@"'
+  node
+)
+program=("${step[@]}" "${program[@]}")
+trap 'kill -USR1 "$child" 2>/dev/null' USR1 TERM
+"${program[@]}" &
+child=$!
+wait "$child"
+while kill -0 "$child" 2>/dev/null; do wait "$child"; done # signals end wait, not the program
+wait "$child"
+rc=$?
+trap '' USR1 TERM
+watcher="$(awk '/^PPid:/ {print $2}' /proc/$$/status)"
+alone=$((watcher != PPID)) again=0
+case $rc in
+  75 | 4 | 137 | 138 | 143) again=1 ;;
+  0) again=$alone ;; # done: the next start ends at once
+esac
+if ((again || alone)) && [[ ! -e cancelled.json ]] &&
+  [[ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" == RUNNING ]]; then
+  if ((again)); then scontrol requeue "$SLURM_JOB_ID"; else scancel "$SLURM_JOB_ID"; fi
+fi
+ended "$rc"
