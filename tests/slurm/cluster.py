@@ -168,6 +168,12 @@ class SlurmCluster:
         process.kill()
         process.wait()
 
+    def stop_controller(self) -> None:
+        """End slurmctld in order: it saves what it knows."""
+        process = self.running.pop("slurmctld")
+        process.terminate()
+        process.wait(30)
+
     def node_states(self) -> dict[str, str]:
         """Nodes by name, in Slurm's words."""
         told = self.ask("sinfo", "-h", "-N", "-p", "main", "-o", "%N %t", check=False)
@@ -209,16 +215,28 @@ class SlurmCluster:
     def processes(self) -> list[int]:
         """All processes of this cluster, its jobs' too: those whose SLURM_CONF is ours."""
         mark = f"SLURM_CONF={self.conf}".encode()
-        found = []
-        for entry in Path("/proc").iterdir():
-            with contextlib.suppress(OSError):
-                if entry.name.isdigit() and mark in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
-        return [pid for pid in found if pid != os.getpid()]
+        pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+        return [pid for pid in pids if pid != os.getpid() and mark in _environ(pid)]
 
     def steppers(self) -> list[int]:
         """The slurmstepd processes: one watches each step on its node."""
         return [pid for pid in self.processes() if _name(pid).startswith("slurmstepd")]
+
+    def job_processes(self, number: str) -> list[int]:
+        """Processes of one job, without those of Slurm itself."""
+        mark = f"SLURM_JOB_ID={number}".encode()
+        ours = set(self.processes()) - set(self.steppers())
+        return [pid for pid in ours if mark in _environ(pid)]
+
+    def empty(self) -> None:
+        """End all jobs; wait until none is left and both nodes are free."""
+        for name in NODES:
+            if name not in self.running:
+                self.start_node(name)
+        self.ask("scancel", f"--user={getpass.getuser()}")
+        self.ask("scancel", "--user=nobody", check=False)
+        self.wait_for(lambda: not self.ask("squeue", "--noheader", check=False).strip(), 60)
+        self.wait_for(lambda: self.node_states() == dict.fromkeys(NODES, "idle"), 60)
 
     def stop(self) -> None:
         """End everything that is ours, and the folder."""
@@ -241,6 +259,13 @@ def _name(pid: int) -> str:
         return Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:
         return ""
+
+
+def _environ(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
 
 
 def _free_ports(count: int) -> list[int]:

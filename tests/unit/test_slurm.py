@@ -47,7 +47,7 @@ CASES = {
             "exclusive": True,
             "modules": ["cuda/13.0", "python/3.12"],
             "setup": ["ulimit -n 65536"],
-            "options": ["--mail-type=END,FAIL", "--comment-like=a \"b\" #c\\", "--overcommit"],
+            "options": ["--mail-type=END,FAIL", '--comment-like=a "b" #c\\', "--overcommit"],
         },
         AFTER,
     ),
@@ -135,6 +135,12 @@ def test_a_secret_comes_from_a_file_or_not_at_all():
     )
 
 
+def test_a_folder_that_slurm_would_take_for_a_pattern_is_none():
+    text = rendered(replace(PLAIN, folder="/a%j/jobs"))
+    assert "#SBATCH --output=/dev/null\n" in text
+    assert "cd -- /a%j/jobs || exit\nexec >>slurm.txt 2>&1\n" in text
+
+
 def test_a_workspace_that_cannot_be_mounted_is_refused():
     job = replace(PLAIN, folder="/a,b/jobs/c/d")
     with pytest.raises(UsageError, match=r"the workspace /a,b cannot be mounted"):
@@ -175,13 +181,15 @@ def test_every_option_that_we_render_is_ours():
 
 # --- Slurm's words ---------------------------------------------------------------------------------------------------
 
-DOCUMENTED = """BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PENDING PREEMPTED RUNNING
+DOCUMENTED = """
+BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PENDING PREEMPTED RUNNING
 SUSPENDED TIMEOUT COMPLETING CONFIGURING EXPEDITING LAUNCH_FAILED POWER_UP_NODE RECONFIG_FAIL REQUEUED REQUEUE_FED
-REQUEUE_HOLD RESIZING RESV_DEL_HOLD REVOKED SIGNALING SPECIAL_EXIT STAGE_OUT STOPPED UPDATE_DB""".split()
+REQUEUE_HOLD RESIZING RESV_DEL_HOLD REVOKED SIGNALING SPECIAL_EXIT STAGE_OUT STOPPED UPDATE_DB
+"""
 
 
 def test_all_words_of_the_documentation_are_known():
-    assert sorted(WORDS) == sorted(DOCUMENTED)
+    assert sorted(WORDS) == sorted(DOCUMENTED.split())
 
 
 def test_an_unknown_word_is_an_error():
@@ -216,7 +224,7 @@ def programs(tmp_path, monkeypatch):
     return write
 
 
-def row(number=17, name="j", word="RUNNING", code="0", restarts=0, comment="toolkit:j"):
+def row(number=17, *, name="j", word="RUNNING", code="0", restarts=0, comment="toolkit:j"):
     return f"{number}|{name}|{word}|None|{code}|{restarts}|n1|{comment}|"
 
 
@@ -243,7 +251,7 @@ def test_a_job_that_has_our_number_only_is_not_cancelled(programs, engine, tmp_p
 
 
 def test_five_hundred_jobs_are_one_call(programs, engine, tmp_path):
-    lines = "\n".join(row(n, f"j{n}", comment=f"toolkit:j{n}") for n in range(500))
+    lines = "\n".join(row(n, name=f"j{n}", comment=f"toolkit:j{n}") for n in range(500))
     programs("squeue", f"echo call >>{tmp_path}/calls; cat <<'X'\n{lines}\nX")
     assert len(engine.seen([f"{n}@j{n}" for n in range(500)])) == 500
     assert (tmp_path / "calls").read_text() == "call\n"
@@ -270,7 +278,17 @@ def test_without_accounting_the_script_told_how_it_ended(programs, engine, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("text", "code"), [("0:0", 0), ("3:0", 3), ("0:9", -9), ("768", 3), ("9", -9), ("", None)]
+    ("text", "code"),
+    [
+        ("0:0", 0),
+        ("3:0", 3),
+        ("0:9", -9),
+        ("768", 3),
+        ("9", -9),
+        ("0:53", None),
+        ("53", None),
+        ("", None),
+    ],
 )
 def test_exit_codes_are_read_in_both_forms(text, code):
     assert client._exit_code(text) == code

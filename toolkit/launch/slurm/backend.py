@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from toolkit.launch.folder import JobFolder, read
+from toolkit.launch.folder import LOST_S, JobFolder, read
 from toolkit.launch.slurm.client import Client, Row
 from toolkit.launch.slurm.render import ENDED, MARK, number, script
 from toolkit.launch.slurm.section import SlurmSection
@@ -43,33 +43,34 @@ class Slurm:
         return script(job, self._options, after)
 
     def submit(self, job: JobSpec, after: Mapping[str, str]) -> str:
-        """Hand it over, unless Slurm has it already.
+        """Hand it over, unless Slurm has it already; one that Slurm calls running and that is lost is started again.
 
         Raises:
             BackendError: Slurm refuses, or does not answer.
             NotInstalledError: There is no Slurm here.
         """
-        return self._known(job) or f"{self._sbatch(job, after)}@{job.id}"
+        known = self._known(job)
+        if known is None:
+            return f"{self._client.sbatch(self.render(job, after), Path(job.folder))}@{job.id}"
+        engine_id, word = known
+        if word == "RUNNING" and _lost(JobFolder(Path(job.folder))):
+            self._client.requeue(number(engine_id))
+        return engine_id
 
-    def _sbatch(self, job: JobSpec, after: Mapping[str, str]) -> str:
-        return self._client.sbatch(self.render(job, after), Path(job.folder))
-
-    def _known(self, job: JobSpec) -> str | None:
-        """The job's id if it was handed over before: it is there, or it ended and nobody wrote down that it began.
+    def _known(self, job: JobSpec) -> tuple[str, str | None] | None:
+        """The job's id and Slurm's word, if it was handed over: it is there, or ended and nobody wrote that it began.
 
         One that ended and is written down was ended before this call: it is to start once more.
         """
         folder = JobFolder(Path(job.folder))
         recorded = (folder.submitted or {}).get("id")
-        rows = [row for row in self._client.named(job.id) if row.comment == MARK + job.id]
+        rows = [row for row in self._client.named(job.id) if _ours(row) and not _refused(row)]
         for row in reversed(rows):
             engine_id = f"{row.number}@{job.id}"
             if engine_id != recorded or not state_of(row.word).ended:
-                return engine_id
+                return engine_id, row.word
         ended = read(folder.path / ENDED)
-        if ended and not recorded:
-            return f"{ended['job']}@{job.id}"
-        return None
+        return (f"{ended['job']}@{job.id}", None) if ended and not recorded else None
 
     def seen(self, ids: Sequence[str]) -> Mapping[str, Seen]:
         """By slurmctld, then by the accounting, then by what the scripts left; forgotten ones are left out.
@@ -114,6 +115,17 @@ class Slurm:
     def logs(self, job: JobSpec, engine_id: str) -> Iterator[str] | None:  # noqa: ARG002
         """``None``: the job's folder is on a file system that both see."""
         return None
+
+
+def _lost(folder: JobFolder) -> bool:
+    """Whether its last attempt stopped beating without a word."""
+    last = folder.attempts[-1] if folder.attempts else None
+    return last is not None and last.ended is None and (last.beat_age_s() or 0) > LOST_S
+
+
+def _refused(row: Row) -> bool:
+    """Slurm keeps a record even of what it refused at once."""
+    return row.word == "FAILED" and row.host is None
 
 
 def _ours(row: Row) -> bool:

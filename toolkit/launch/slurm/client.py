@@ -18,6 +18,7 @@ CARRIED = re.compile(
 """What goes from the submitter's environment into a job: no options for sbatch, no secrets, nothing of another job."""
 
 _FIELDS = ("JobID", "Name", "State", "Reason", "exit_code", "RestartCnt", "BatchHost", "Comment")
+LAST_SIGNAL = 31
 _MISSING = "Invalid job id"
 _NO_ACCOUNTING = ("accounting storage is disabled", "accounting_storage/none")
 _MANY = 5000
@@ -109,6 +110,10 @@ class Client:
                 if _MISSING not in error.message and "already complet" not in error.message:
                     raise
 
+    def requeue(self, number: str) -> None:
+        """End a job and let it wait for another start."""
+        self._ask("scontrol", "requeue", number)
+
     def _ask(self, *argv: str, given: str = "", folder: Path | None = None) -> str:
         """Output of a program.
 
@@ -182,11 +187,16 @@ def _given(value: str) -> str | None:
 
 
 def _exit_code(text: str) -> int | None:
-    """Of ``3:0`` (code and signal), or of the raw status that squeue prints; negative for a signal."""
-    if ":" in text:
-        code, _, number = text.partition(":")
-        return int(code) if int(code) or not int(number) else -int(number)
-    return os.waitstatus_to_exitcode(int(text)) if text.isdigit() else None
+    """Of ``3:0`` (code and signal), or of the raw status that squeue prints; negative for a signal.
+
+    ``0:53`` is Slurm's own word for a program that it could not start.
+    """
+    code, _, number = text.partition(":")
+    if not code.isdigit():
+        return None
+    status = int(code) << 8 | int(number) if number else int(code)
+    found = os.waitstatus_to_exitcode(status)
+    return found if found >= -LAST_SIGNAL else None
 
 
 def _said(text: str) -> str:

@@ -44,7 +44,7 @@ def _options(
 ) -> Iterator[tuple[str, str | None]]:
     yield "job-name", job.id
     yield "comment", MARK + job.id
-    yield "output", OUTPUT
+    yield "output", "/dev/null" if _patterned(job) else OUTPUT
     yield "open-mode", "append"
     yield "requeue", None
     yield "signal", f"B:USR1@{job.grace_s}"
@@ -57,6 +57,11 @@ def _options(
         numbers = sorted({int(number(one)) for one in after.values()})
         yield "dependency", "afterok:" + ":".join(map(str, numbers))
         yield "kill-on-invalid-dep", "yes"
+
+
+def _patterned(job: JobSpec) -> bool:
+    """Whether Slurm would see patterns such as `%j` in the folder's own path: then the script opens its output."""
+    return bool(set(job.folder) & set("%\\"))
 
 
 def number(engine_id: str) -> str:
@@ -89,6 +94,8 @@ def duration(seconds: int) -> str:
 def _preparation(job: JobSpec, options: SlurmSection) -> Iterator[str]:
     yield "trap : USR1 # until there is somebody to hear it"
     yield f"cd -- {word(job.folder)} || exit"
+    if _patterned(job):
+        yield f"exec >>{OUTPUT} 2>&1"
     yield from _ENDING
     if options.modules:
         yield "type module >/dev/null 2>&1 || . /etc/profile"
