@@ -153,9 +153,10 @@ def test_nothing_of_the_submitters_environment_slips_in(engine, make, monkeypatc
 
 
 def test_a_setup_line_that_fails_ends_the_job_with_its_code(slurm, make, tmp_path):
-    engine = Slurm({"setup": ["export FIRST=1", "(exit 9)"]}, tmp_path / "jobs")
+    engine = Slurm({"setup": ["export FIRST=1", "echo no such key; (exit 9)"]}, tmp_path / "jobs")
     job = make("a")
-    assert wait(engine, engine.submit(job, {}), State.failed).exit_code == 9
+    seen = wait(engine, engine.submit(job, {}), State.failed)
+    assert (seen.exit_code, seen.reason) == (9, "NonZeroExitCode: no such key")
     assert said(job) == []
 
 
@@ -231,12 +232,22 @@ def test_a_second_submission_finds_the_first(engine, make):
     assert events(job) == ["started", "ended"]
 
 
-def test_what_ended_and_is_written_down_may_start_once_more(engine, make):
+def test_what_people_want_tried_again_is_a_new_job(engine, make):
     job = make("a", "--exit", "1")
     engine_id = engine.submit(job, {})
-    write(Path(job.folder) / "submitted.json", {"id": engine_id})
     wait(engine, engine_id, State.failed)
-    assert engine.submit(job, {}) != engine_id
+    write(Path(job.folder) / "retried.json", {"round": 2, "before": 0})
+    again = engine.submit(job, {})
+    assert again != engine_id
+    assert engine.submit(job, {}) == again
+    wait(engine, again, State.failed)
+
+
+def test_a_job_does_not_wait_for_one_that_is_done_and_forgotten(engine, make):
+    """As after a retry of a chain: Slurm knows the first job no more."""
+    done, job = make("a"), make("b")
+    write(JobFolder(Path(done.folder)).next_attempt().folder / "ended.json", {"cause": "done"})
+    wait(engine, engine.submit(job, {done.id: f"99999@{done.id}"}), State.succeeded)
 
 
 # --- stopped, and started again --------------------------------------------------------------------------------------

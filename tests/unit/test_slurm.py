@@ -82,7 +82,7 @@ def test_what_is_rendered_is_good_bash(name):
 
 def test_a_dry_run_renders_what_is_submitted_with_names_for_numbers(tmp_path):
     shown = Slurm({}, tmp_path).render(PLAIN, {"a": "17@a", "b": "4@b"})
-    assert "#SBATCH --dependency=afterok:4:17\n#SBATCH --kill-on-invalid-dep=yes\n" in shown
+    assert "#SBATCH --dependency=afterok:17:4\n#SBATCH --kill-on-invalid-dep=yes\n" in shown
 
 
 @settings(max_examples=30, deadline=None)
@@ -121,9 +121,23 @@ def test_a_variable_that_bash_cannot_have_is_refused():
         rendered(replace(PLAIN, env={"A-B": "1"}))
 
 
+def test_a_name_stands_for_the_number_that_is_not_known_yet(tmp_path):
+    shown = Slurm({}, tmp_path).render(PLAIN, {"a": "<id of a>"})
+    assert '#SBATCH --dependency="afterok:<id of a>"\n' in shown
+
+
+def test_a_job_that_people_want_tried_again_is_another_one(tmp_path):
+    (tmp_path / "retried.json").write_text('{"round": 2, "before": 1}')
+    shown = Slurm({}, tmp_path).render(replace(PLAIN, folder=str(tmp_path)), {})
+    assert f"#SBATCH --comment=toolkit:{PLAIN.id}:2\n" in shown
+
+
 def test_a_secret_comes_from_a_file_or_not_at_all():
     assert "TOKEN=\"$(cat -- '/a b')\" || ended 3; export TOKEN" in rendered(
         replace(PLAIN, secrets={"TOKEN": "file:/a b"})
+    )
+    assert 'TOKEN="$(cat -- "$HOME"/.token)"' in rendered(
+        replace(PLAIN, secrets={"TOKEN": "file:~/.token"})
     )
     with pytest.raises(UsageError) as caught:
         rendered(replace(PLAIN, secrets={"TOKEN": "env:TOKEN"}))

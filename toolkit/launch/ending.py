@@ -64,5 +64,5 @@ def exit_code(end: dict[str, Any]) -> int:
         return 0
     if end["again"]:
         return PREEMPTED
-    code = int(end["exit_code"])
+    code = int(end["exit_code"] or 1)
     return code if 0 < code < 128 and code != PREEMPTED else 1

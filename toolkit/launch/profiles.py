@@ -12,6 +12,7 @@ from toolkit import resources, strict
 from toolkit.environments.resolve import detect_accelerator
 from toolkit.errors import UsageError
 from toolkit.launch.local.section import LocalSection
+from toolkit.launch.slurm.section import SlurmSection
 from toolkit.recipe.base import Name, Section
 from toolkit.registry import close_match
 
@@ -142,6 +143,8 @@ class Profile(Section):
     """Variable -> where its value is: `env:NAME`, `file:/path`, or what the engine knows. Values are never written."""
     local: LocalSection | None = None
     """This machine's own keys."""
+    slurm: SlurmSection | None = None
+    """Where and how on a Slurm cluster."""
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     """Which locks are meant; `auto` looks for an NVIDIA device."""
     gpu: GpuSection | None = None

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from toolkit.launch.folder import LOST_S, JobFolder, read
 from toolkit.launch.slurm.client import Client, Row
-from toolkit.launch.slurm.render import ENDED, MARK, number, script
+from toolkit.launch.slurm.render import ENDED, MARK, OUTPUT, mark, number, script
 from toolkit.launch.slurm.section import SlurmSection
 from toolkit.launch.slurm.states import state_of
 from toolkit.launch.spec import JobSpec
-from toolkit.launch.states import Seen, State
+from toolkit.launch.states import Cause, Seen, State
 
 
 class Slurm:
@@ -40,7 +41,9 @@ class Slurm:
         Raises:
             UsageError: A value cannot stand in a script.
         """
-        return script(job, self._options, after)
+        folder = Path(job.folder)
+        waits = {name: one for name, one in after.items() if not _done(folder.with_name(name))}
+        return script(job, self._options, waits, _round(folder))
 
     def submit(self, job: JobSpec, after: Mapping[str, str]) -> str:
         """Hand it over, unless Slurm has it already; one that Slurm calls running and that is lost is started again.
@@ -57,20 +60,15 @@ class Slurm:
             self._client.requeue(number(engine_id))
         return engine_id
 
-    def _known(self, job: JobSpec) -> tuple[str, str | None] | None:
-        """The job's id and Slurm's word, if it was handed over: it is there, or ended and nobody wrote that it began.
-
-        One that ended and is written down was ended before this call: it is to start once more.
-        """
-        folder = JobFolder(Path(job.folder))
-        recorded = (folder.submitted or {}).get("id")
-        rows = [row for row in self._client.named(job.id) if _ours(row) and not _refused(row)]
-        for row in reversed(rows):
-            engine_id = f"{row.number}@{job.id}"
-            if engine_id != recorded or not state_of(row.word).ended:
-                return engine_id, row.word
-        ended = read(folder.path / ENDED)
-        return (f"{ended['job']}@{job.id}", None) if ended and not recorded else None
+    def _known(self, job: JobSpec) -> tuple[str, str] | None:
+        """The job's id and Slurm's word, if it was handed over since people last wanted it tried."""
+        folder = Path(job.folder)
+        wanted = mark(job.id, _round(folder))
+        for row in reversed(self._client.named(job.id)):
+            if row.comment == wanted and not _refused(row):
+                return f"{row.number}@{job.id}", row.word
+        ended = read(folder / ENDED) or {}
+        return (f"{ended['job']}@{job.id}", "") if ended.get("mark") == wanted else None
 
     def seen(self, ids: Sequence[str]) -> Mapping[str, Seen]:
         """By slurmctld, then by the accounting, then by what the scripts left; forgotten ones are left out.
@@ -90,17 +88,31 @@ class Slurm:
     def _among(self, ids: Sequence[str], rows: Sequence[Row]) -> dict[str, Seen]:
         wanted = set(ids)
         ours = ((f"{row.number}@{row.name}", row) for row in rows if _ours(row))
-        return {engine_id: _seen(row) for engine_id, row in ours if engine_id in wanted}
+        found = {engine_id: _seen(row) for engine_id, row in ours if engine_id in wanted}
+        return {one: self._explained(one, seen) for one, seen in found.items()}
+
+    def _explained(self, engine_id: str, seen: Seen) -> Seen:
+        """With the last words of a script that failed before the program began: a module, a path, a container."""
+        if seen.state is not State.failed:
+            return seen
+        folder = self._place(engine_id.partition("@")[2])
+        if JobFolder(folder).attempts:
+            return seen
+        said = _last_line(folder / OUTPUT)
+        return replace(seen, reason=f"{seen.reason or seen.word}: {said}") if said else seen
 
     def _left_by_script(self, engine_id: str) -> Seen | None:
         slurm_id, _, our_id = engine_id.partition("@")
-        for place in self._folder.glob(f"*/{our_id}/{ENDED}"):
-            ended = read(place)
-            if ended and str(ended["job"]) == slurm_id:
-                code = int(ended["exit_code"])
-                state = State.failed if code else State.succeeded
-                return Seen(state, "forgotten", "Slurm forgot it; its script wrote this", code)
-        return None
+        ended = read(self._place(our_id) / ENDED) or {}
+        if str(ended.get("job")) != slurm_id:
+            return None
+        code = int(ended["exit_code"])
+        state = State.failed if code else State.succeeded
+        return Seen(state, "forgotten", "Slurm forgot it; its script wrote this", code)
+
+    def _place(self, our_id: str) -> Path:
+        """A job's folder; that of nobody where there is none."""
+        return next(self._folder.glob(f"*/{our_id}"), self._folder / our_id)
 
     def cancel(self, ids: Sequence[str]) -> None:
         """SIGTERM to all their processes, SIGKILL after the cluster's KillWait.
@@ -117,10 +129,28 @@ class Slurm:
         return None
 
 
+def _round(folder: Path) -> int:
+    return int(JobFolder(folder).retried["round"])
+
+
+def _done(folder: Path) -> bool:
+    """Whether a job succeeded: Slurm may have forgotten it, and what depends on an unknown job never starts."""
+    last = JobFolder(folder).attempts[-1:]
+    return any((attempt.ended or {}).get("cause") == Cause.done for attempt in last)
+
+
 def _lost(folder: JobFolder) -> bool:
     """Whether its last attempt stopped beating without a word."""
-    last = folder.attempts[-1] if folder.attempts else None
-    return last is not None and last.ended is None and (last.beat_age_s() or 0) > LOST_S
+    last = folder.attempts[-1:]
+    return any(one.ended is None and (one.beat_age_s() or 0) > LOST_S for one in last)
+
+
+def _last_line(path: Path) -> str:
+    try:
+        text = path.read_bytes()[-4000:].decode(errors="replace").strip()
+    except FileNotFoundError:
+        return ""
+    return text.rpartition("\n")[2]
 
 
 def _refused(row: Row) -> bool:
@@ -130,7 +160,7 @@ def _refused(row: Row) -> bool:
 
 def _ours(row: Row) -> bool:
     """Whether its comment says so; the accounting may not keep comments, but always the name."""
-    return row.comment is None or row.comment == MARK + row.name
+    return row.comment is None or f"{row.comment}:".startswith(f"{MARK}{row.name}:")
 
 
 def _seen(row: Row) -> Seen:

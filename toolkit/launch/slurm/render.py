@@ -20,16 +20,38 @@ MARK = "toolkit:"
 """A comment that begins so is a job of ours."""
 
 
-def script(job: JobSpec, options: SlurmSection, after: Mapping[str, str]) -> str:
-    """What sbatch reads, started in the job's folder."""
-    head = ["#!/bin/bash", *directives(job, options, after)]
-    body = [*_preparation(job, options), *_program(job, options), *_supervision()]
+def script(job: JobSpec, options: SlurmSection, after: Mapping[str, str], round_: int = 1) -> str:
+    """What sbatch reads, started in the job's folder.
+
+    Args:
+        job: The job.
+        options: The profile's section.
+        after: Engine ids of the jobs that have to succeed first.
+        round_: How often people had it tried: 1 before any ``toolkit jobs retry``.
+
+    Raises:
+        UsageError: A value cannot stand in a script.
+    """
+    head = ["#!/bin/bash", *directives(job, options, after, round_)]
+    body = [*_preparation(job, options, round_), *_program(job, options), *_supervision()]
     return "\n".join([*head, "", *body]) + "\n"
 
 
-def directives(job: JobSpec, options: SlurmSection, after: Mapping[str, str]) -> list[str]:
+def mark(job_id: str, round_: int) -> str:
+    """The comment of a job: by it a submission is found again."""
+    return f"{MARK}{job_id}" + (f":{round_}" if round_ > 1 else "")
+
+
+def directives(
+    job: JobSpec, options: SlurmSection, after: Mapping[str, str], round_: int
+) -> list[str]:
     """The `#SBATCH` lines."""
-    return [directive(name, value) for name, value in _options(job, options, after)] + [
+    given = [
+        ("job-name", job.id),
+        ("comment", mark(job.id, round_)),
+        *_options(job, options, after),
+    ]
+    return [directive(name, value) for name, value in given] + [
         f"#SBATCH {_extra(one)}" for one in options.options
     ]
 
@@ -42,8 +64,6 @@ def _extra(given: str) -> str:
 def _options(
     job: JobSpec, options: SlurmSection, after: Mapping[str, str]
 ) -> Iterator[tuple[str, str | None]]:
-    yield "job-name", job.id
-    yield "comment", MARK + job.id
     yield "output", "/dev/null" if _patterned(job) else OUTPUT
     yield "open-mode", "append"
     yield "requeue", None
@@ -54,8 +74,7 @@ def _options(
     if options.exclusive:
         yield "exclusive", None
     if after:
-        numbers = sorted({int(number(one)) for one in after.values()})
-        yield "dependency", "afterok:" + ":".join(map(str, numbers))
+        yield "dependency", "afterok:" + ":".join(sorted(map(number, after.values())))
         yield "kill-on-invalid-dep", "yes"
 
 
@@ -91,12 +110,12 @@ def duration(seconds: int) -> str:
     return f"{day}-{hour:02}:{minute:02}:{second:02}"
 
 
-def _preparation(job: JobSpec, options: SlurmSection) -> Iterator[str]:
+def _preparation(job: JobSpec, options: SlurmSection, round_: int) -> Iterator[str]:
     yield "trap : USR1 # until there is somebody to hear it"
     yield f"cd -- {word(job.folder)} || exit"
     if _patterned(job):
         yield f"exec >>{OUTPUT} 2>&1"
-    yield from _ENDING
+    yield from _ending(job, round_)
     if options.modules:
         yield "type module >/dev/null 2>&1 || . /etc/profile"
         yield "module purge"
@@ -113,26 +132,29 @@ def _preparation(job: JobSpec, options: SlurmSection) -> Iterator[str]:
         yield f'export TOOLKIT_RENDEZVOUS="$first:$(({options.port} + SLURM_JOB_ID % 5000))"'
 
 
-def _secret(name: str, place: str) -> str:
+def _secret(name: str, reference: str) -> str:
     """Read when the job starts: what goes through sbatch lies on the controller's disk."""
-    kind, _, path = place.partition(":")
-    if kind != "file" or not path.startswith("/"):
+    kind, _, path = reference.partition(":")
+    if kind != "file" or not path.startswith(("/", "~/")):
         raise UsageError(
-            f"secret {name}: Slurm has no place for secrets such as {place!r}",
+            f"secret {name}: Slurm has no place for secrets such as {reference!r}",
             f"put it into a file that only you can read: chmod 600 PATH; {name}: file:/PATH",
         )
-    return f'{variable(name)}="$(cat -- {word(path)})" || ended 3; export {name}'
+    place = f'"$HOME"/{word(path[2:])}' if path.startswith("~") else word(path)
+    return f'{variable(name)}="$(cat -- {place})" || ended 3; export {name}'
 
 
-_ENDING = (
-    "ended() { # the last word of the script, kept for those who ask after Slurm forgot",
-    '  local rc="${1:-$?}"',
-    """  local form='{"job": %d, "restarts": %d, "exit_code": %d}\\n'""",
-    """  printf "$form" "$SLURM_JOB_ID" "${SLURM_RESTART_COUNT:-0}" "$rc" >.slurm.part""",
-    f"  mv .slurm.part {ENDED}",
-    '  exit "$rc"',
-    "}",
-)
+def _ending(job: JobSpec, round_: int) -> tuple[str, ...]:
+    return (
+        "ended() { # the last word of the script, kept for those who ask after Slurm forgot",
+        '  local rc="${1:-$?}"',
+        """  local form='{"job": %d, "mark": "%s", "restarts": %d, "exit_code": %d}\\n'""",
+        f'  local mark={word(mark(job.id, round_))} restarts="${{SLURM_RESTART_COUNT:-0}}"',
+        """  printf "$form" "$SLURM_JOB_ID" "$mark" "$restarts" "$rc" >.slurm.part""",
+        f"  mv .slurm.part {ENDED}",
+        '  exit "$rc"',
+        "}",
+    )
 
 
 def _program(job: JobSpec, options: SlurmSection) -> Iterator[str]:
