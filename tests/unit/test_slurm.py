@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from toolkit.errors import BackendError, NotInstalledError, UnknownStateError, UsageError
+from toolkit.launch import profiles
 from toolkit.launch.slurm import Slurm, client, quoting
 from toolkit.launch.slurm.client import Client
 from toolkit.launch.slurm.render import script
@@ -18,6 +19,7 @@ from toolkit.launch.slurm.section import OURS, SlurmSection
 from toolkit.launch.slurm.states import WORDS, state_of
 from toolkit.launch.spec import JobSpec, Resources
 from toolkit.launch.states import State
+from toolkit.resources import shipped
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "slurm"
 PLAIN = JobSpec(
@@ -357,3 +359,23 @@ def test_neither_options_for_sbatch_nor_secrets_go_along():
     }  # fmt: skip
     kept = {"PATH", "HOME", "LC_ALL", "SLURM_CONF", "BASH_FUNC_module%%"}
     assert set(client.carried(given)) == kept
+
+
+# --- profiles --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["slurm", "slurm-container"])
+def test_profiles_and_templates_make_scripts(name):
+    for profile in (name, shipped("jobs/templates") / f"{name}.yaml"):
+        loaded = profiles.load(profile)
+        assert loaded.backend == "slurm"
+        job = replace(PLAIN, secrets=loaded.secrets, env=loaded.variables)
+        done = subprocess.run(
+            ["bash", "-n"], input=rendered(job, **loaded.options), text=True, check=False
+        )
+        assert done.returncode == 0
+
+
+def test_the_container_template_shows_all_keys_of_its_section():
+    options = profiles.load(shipped("jobs/templates") / "slurm-container.yaml").options
+    assert all(options["container"].values())
