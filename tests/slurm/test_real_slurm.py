@@ -339,7 +339,8 @@ def test_a_lost_job_that_slurm_calls_running_is_started_again_by_a_submission(en
     engine_id = engine.submit(job, {})
     until(lambda: "started" in events(job))
     attempt = JobFolder(Path(job.folder)).next_attempt()
-    (attempt.folder / "beat").touch()
+    attempt.beat()
+    write(attempt.folder / "started.json", {"start": f"{engine_id.partition('@')[0]}.0"})
     assert engine.submit(job, {}) == engine_id
     for pid in [*slurm.steppers(), *slurm.job_processes(engine_id.partition("@")[0])]:
         with_kill(pid)
@@ -347,6 +348,9 @@ def test_a_lost_job_that_slurm_calls_running_is_started_again_by_a_submission(en
     assert engine.seen([engine_id])[engine_id].word == "RUNNING"
     os.utime(attempt.folder / "beat", (0, 0))
     assert engine.submit(job, {}) == engine_id
+    until(lambda: engine.seen([engine_id])[engine_id].word != "RUNNING")
+    until(lambda: len(events(job)) >= 2)
+    assert engine.submit(job, {}) == engine_id  # the old beat is not the new start's
     wait(engine, engine_id, State.succeeded)
     assert events(job) == ["started", "started", "ended"]
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from toolkit.errors import UsageError
 from toolkit.launch import keeping, report
-from toolkit.launch.backend import Backend, backend_of
+from toolkit.launch.backend import BACKENDS, Backend, backend_of
 from toolkit.launch.folder import JobFolder, read
-from toolkit.launch.handing import hand_over
+from toolkit.launch.handing import give, hand_over
 from toolkit.launch.report import JobReport
 from toolkit.launch.settle import settle
-from toolkit.launch.states import Seen, State
+from toolkit.launch.states import Cause, Seen, State
 from toolkit.registry import close_match
 
 CANCELLED_S = 30.0
@@ -25,9 +25,25 @@ LOOK_S = 0.3
 
 
 def look(jobs: Path, chains: Sequence[Mapping[str, Any]]) -> list[JobReport]:
-    """Reports of all jobs of some chains; each engine is asked once."""
+    """Reports of all jobs of some chains; each engine is asked once.
+
+    A job that an engine of order calls running, and that beats no more, is started again: only here is it known.
+    """
     seen = _seen(jobs, chains)
-    return [one for chain in chains for one in report.of_chain(jobs, chain, seen)]
+    found = {chain["id"]: report.of_chain(jobs, chain, seen) for chain in chains}
+    for chain in chains:
+        _start_lost_again(jobs, chain, found[chain["id"]])
+    return [one for chain in chains for one in found[chain["id"]]]
+
+
+def _start_lost_again(jobs: Path, chain: Mapping[str, Any], reports: Sequence[JobReport]) -> None:
+    lost = [one for one in reports if (one.state, one.cause) == (State.retrying, Cause.lost)]
+    if not lost or not BACKENDS[chain["backend"]].ordered:
+        return  # else the keeper does it
+    backend = backend_of(chain["backend"], chain["options"], jobs)
+    ids = {one.id: one.engine_id for one in reports if one.engine_id}
+    for one in lost:
+        give(JobFolder(Path(one.folder)), backend, ids)
 
 
 def _seen(jobs: Path, chains: Sequence[Mapping[str, Any]]) -> dict[str, Seen]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from toolkit.launch.backend import BACKENDS
 from toolkit.launch.folder import LOST_S, Attempt, JobFolder, read
 from toolkit.launch.spec import JobSpec
 from toolkit.launch.states import Cause, Seen, State
+
+FORGOTTEN = "its engine forgot it before it began, or somebody cancelled it there"
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,10 @@ def _report(
     engine_id = (submitted or {}).get("id")
     engine = seen.get(engine_id) if seen and engine_id else None
     standing = _standing(folder, spec, attempts, engine)
+    if engine is None and seen is not None and _forgotten(chain, standing, submitted, attempts):
+        standing = _Standing(
+            State.failed, Cause.lost, FORGOTTEN, f"toolkit jobs retry {chain['id']}"
+        )
     recent = attempts[folder.retried["before"] :]
     standing = _upstream(standing, spec, recent, before) or standing
     begun = attempts[-1].started if attempts else None
@@ -158,6 +165,18 @@ def _standing(
     return _ended(folder, spec, end, cancelled, engine)
 
 
+def _forgotten(
+    chain: Mapping[str, Any],
+    standing: _Standing,
+    submitted: Mapping[str, Any] | None,
+    attempts: Sequence[Attempt],
+) -> bool:
+    """Whether an engine that had a job knows it no more, though it never began."""
+    if attempts or standing.state is not State.queued or not BACKENDS[chain["backend"]].ordered:
+        return False
+    return bool(submitted) and time.time() - float((submitted or {})["at"]) > LOST_S
+
+
 def _not_begun(
     folder: JobFolder, cancelled: Mapping[str, Any] | None, engine: Seen | None
 ) -> _Standing:
@@ -175,7 +194,8 @@ def _not_begun(
 def _under_way(folder: JobFolder, spec: JobSpec, last: Attempt, engine: Seen | None) -> _Standing:
     """Begun and without an end: it runs, unless it stopped beating or the engine says that it is gone."""
     age = last.beat_age_s()
-    gone = engine is not None and engine.state.ended and (age is None or age > LOST_S / 3)
+    left = engine is not None and (engine.state.ended or engine.state is State.preempted)
+    gone = left and (age is None or age > LOST_S / 3)
     if not gone and age is not None and age <= LOST_S:
         if folder.cancelled:
             return _Standing(State.running, reason="being cancelled")
@@ -207,14 +227,22 @@ def _ended(
         by = f"cancelled by {cancelled['by']}" if cancelled else told[0]
         return _Standing(State.cancelled, Cause.cancelled, by, None, told[2])
     if retries.again(spec, folder.ends):
-        if engine and engine.state is State.starting:
-            return _Standing(State.starting, cause, *told)
-        state = State.preempted if cause is Cause.preempted else State.retrying
-        return _Standing(state, cause, *told)
+        return _between(cause, told, engine)
     if cause.retried:
         tries = len(folder.ends)
         return _Standing(State.failed, cause, f"{told[0]}; no try is left of {tries}", *told[1:])
     return _Standing(State.failed, cause, *told)
+
+
+def _between(cause: Cause, told: tuple[Any, Any, Any], engine: Seen | None) -> _Standing:
+    """Between two tries, unless the engine says that there will be no other."""
+    if engine and engine.state in (State.failed, State.cancelled):
+        said = f"{told[0]}; then {engine.reason or engine.word}"
+        return _Standing(engine.state, cause, said, *told[1:])
+    if engine and engine.state is State.starting:
+        return _Standing(State.starting, cause, *told)
+    state = State.preempted if cause is Cause.preempted else State.retrying
+    return _Standing(state, cause, *told)
 
 
 def _upstream(

@@ -69,7 +69,9 @@ class Shim:
             return 128 + signal.SIGTERM
         self.job.close_lost()
         ends = self.job.ends
-        if ends and not again(self.job.spec, ends):  # an engine that starts jobs by rules of its own
+        if ends and not again(
+            self.job.spec, ends
+        ):  # an engine that starts jobs by rules of its own
             return ending.exit_code(ends[-1] | {"again": False})
         attempt, before = self.job.next_attempt(), causes.oom_kills()
         _begin(attempt)

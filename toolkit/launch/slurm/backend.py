@@ -46,7 +46,7 @@ class Slurm:
         return script(job, self._options, waits, _round(folder))
 
     def submit(self, job: JobSpec, after: Mapping[str, str]) -> str:
-        """Hand it over, unless Slurm has it already; one that Slurm calls running and that is lost is started again.
+        """Hand it over, unless Slurm has it already; one that is lost is started again.
 
         Raises:
             BackendError: Slurm refuses, or does not answer.
@@ -55,20 +55,20 @@ class Slurm:
         known = self._known(job)
         if known is None:
             return f"{self._client.sbatch(self.render(job, after), Path(job.folder))}@{job.id}"
-        engine_id, word = known
-        if word == "RUNNING" and _lost(JobFolder(Path(job.folder))):
-            self._client.requeue(number(engine_id))
+        engine_id, row = known
+        if row and _lost(JobFolder(Path(job.folder)), row):
+            self._client.requeue(row.number)
         return engine_id
 
-    def _known(self, job: JobSpec) -> tuple[str, str] | None:
-        """The job's id and Slurm's word, if it was handed over since people last wanted it tried."""
+    def _known(self, job: JobSpec) -> tuple[str, Row | None] | None:
+        """The job's id and what Slurm says, if it was handed over since people last wanted it tried."""
         folder = Path(job.folder)
         wanted = mark(job.id, _round(folder))
         for row in reversed(self._client.named(job.id)):
             if row.comment == wanted and not _refused(row):
-                return f"{row.number}@{job.id}", row.word
+                return f"{row.number}@{job.id}", row
         ended = read(folder / ENDED) or {}
-        return (f"{ended['job']}@{job.id}", "") if ended.get("mark") == wanted else None
+        return (f"{ended['job']}@{job.id}", None) if ended.get("mark") == wanted else None
 
     def seen(self, ids: Sequence[str]) -> Mapping[str, Seen]:
         """By slurmctld, then by the accounting, then by what the scripts left; forgotten ones are left out.
@@ -139,10 +139,17 @@ def _done(folder: Path) -> bool:
     return any((attempt.ended or {}).get("cause") == Cause.done for attempt in last)
 
 
-def _lost(folder: JobFolder) -> bool:
-    """Whether its last attempt stopped beating without a word."""
-    last = folder.attempts[-1:]
-    return any(one.ended is None and (one.beat_age_s() or 0) > LOST_S for one in last)
+def _lost(folder: JobFolder, row: Row) -> bool:
+    """Whether the attempt of this very start stopped beating without a word."""
+    state, start = state_of(row.word, row.restarts), f"{row.number}.{row.restarts}"
+    if not (state.ended or state is State.running):
+        return False
+    longest = LOST_S / 3 if state.ended else LOST_S
+    return any(
+        one.ended is None and (one.beat_age_s() or 0) > longest
+        for one in folder.attempts[-1:]
+        if (one.started or {}).get("start") == start
+    )
 
 
 def _last_line(path: Path) -> str:
