@@ -82,7 +82,7 @@ class SlurmCluster:
         min_job_age_s: How long an ended job is remembered.
     """
 
-    kill_wait_s: int = 10
+    kill_wait_s: int = 30
     min_job_age_s: int = 300
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="slurm-")))
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)

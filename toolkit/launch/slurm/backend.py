@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,10 @@ from toolkit.launch.slurm.section import SlurmSection
 from toolkit.launch.slurm.states import state_of
 from toolkit.launch.spec import JobSpec
 from toolkit.launch.states import Cause, Seen, State
+
+_NUMBER = re.compile(r"\d+(_\d+)?")
+_CHAIN = re.compile(r"(.+?-[0-9a-f]{8})-\d\d-")
+"""The chain's id in a job's."""
 
 
 class Slurm:
@@ -77,13 +82,13 @@ class Slurm:
             BackendError: Slurm does not answer.
             UnknownStateError: It says what is in no table.
         """
-        found = self._among(ids, self._client.queue([number(one) for one in ids]) if ids else [])
-        rest = [one for one in ids if one not in found]
+        asked = {one: number(one) for one in ids if _NUMBER.fullmatch(number(one))}
+        found = self._among(ids, self._client.queue(list(asked.values())) if asked else [])
+        rest = [one for one in asked if one not in found]
         if rest:
-            found |= self._among(rest, self._client.accounting([number(one) for one in rest]))
-        return found | {
-            one: seen for one in rest if one not in found and (seen := self._left_by_script(one))
-        }
+            found |= self._among(rest, self._client.accounting([asked[one] for one in rest]))
+        left = {one: self._left_by_script(one) for one in rest if one not in found}
+        return found | {one: seen for one, seen in left.items() if seen}
 
     def _among(self, ids: Sequence[str], rows: Sequence[Row]) -> dict[str, Seen]:
         wanted = set(ids)
@@ -112,6 +117,8 @@ class Slurm:
 
     def _place(self, our_id: str) -> Path:
         """A job's folder; that of nobody where there is none."""
+        if begins := _CHAIN.match(our_id):
+            return self._folder / begins[1] / our_id
         return next(self._folder.glob(f"*/{our_id}"), self._folder / our_id)
 
     def cancel(self, ids: Sequence[str]) -> None:
