@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.world import World
+from tests.slurm.cluster import SlurmCluster, missing
 
 
 def local(folder: Path, request: pytest.FixtureRequest) -> World:
@@ -19,4 +20,18 @@ def local(folder: Path, request: pytest.FixtureRequest) -> World:
     return World(folder, "local", places)
 
 
-ENGINES = {"local": local}
+def slurm(folder: Path, request: pytest.FixtureRequest) -> World:
+    """A real Slurm of Debian's packages on this machine: two nodes, two GPUs each."""
+    reason = missing()
+    if reason:
+        pytest.skip(reason)
+    cluster = SlurmCluster()
+    request.addfinalizer(cluster.stop)
+    found = pytest.MonkeyPatch()
+    request.addfinalizer(found.undo)
+    for name, value in cluster.start().environ.items():
+        found.setenv(name, value)
+    return World(folder, "slurm", {})
+
+
+ENGINES = {"local": local, "slurm": slurm}
