@@ -40,7 +40,7 @@ SlurmdLogFile={folder}/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
-AccountingStorageType={accounting}
+{accounting}
 MpiDefault=none
 SwitchType=switch/none
 ReturnToService=2
@@ -65,8 +65,38 @@ PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 DefMemP
 """
 
 
-def missing() -> str | None:
+ACCOUNTING = """\
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort={port}
+AccountingStoragePass={folder}/munge.socket"""
+
+DATABASE = """\
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+DbdHost=localhost
+DbdAddr=127.0.0.1
+DbdPort={port}
+SlurmUser={user}
+PidFile={folder}/slurmdbd.pid
+LogFile={folder}/slurmdbd.log
+StorageType=accounting_storage/mysql
+StorageHost=127.0.0.1
+StoragePort={storage}
+StorageUser=slurm
+StoragePass=slurm
+StorageLoc=slurm
+"""
+
+
+def missing(*, accounting: bool = False) -> str | None:
     """Why no Slurm can be raised here; ``None`` if it can."""
+    if accounting:
+        needed = ("slurmdbd", "mariadbd", "mariadb-install-db")
+        if any(shutil.which(name, path=PLACES) is None for name in needed):
+            return (
+                "no accounting here: apt-get install slurmdbd mariadb-server slurm-wlm-mysql-plugin"
+            )
     lacking = [name for name in PROGRAMS if shutil.which(name, path=PLACES) is None]
     if lacking:
         return f"no {', '.join(lacking)} here: apt-get install slurmctld slurmd slurm-client munge"
@@ -80,12 +110,15 @@ class SlurmCluster:
     Args:
         kill_wait_s: Seconds between SIGTERM and SIGKILL.
         min_job_age_s: How long an ended job is remembered.
+        accounting: With slurmdbd and a database.
     """
 
     kill_wait_s: int = 30
     min_job_age_s: int = 300
+    accounting: bool = False
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="slurm-")))
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    storage_port: int = 0
 
     @property
     def conf(self) -> Path:
@@ -101,6 +134,8 @@ class SlurmCluster:
         """Write the files, start the daemons, wait for both nodes."""
         self._write_files()
         self.start_munge()
+        if self.accounting:
+            self.start_accounting()
         self.start_controller()
         for name in NODES:
             self.start_node(name)
@@ -123,7 +158,7 @@ class SlurmCluster:
                 port=first,
                 names=",".join(NODES),
                 ports=",".join(map(str, ports)),
-                accounting="accounting_storage/none",
+                accounting=self._accounting_lines(),
                 kill_wait_s=self.kill_wait_s,
                 min_job_age_s=self.min_job_age_s,
             )
@@ -132,6 +167,40 @@ class SlurmCluster:
         devices = ("/dev/null", "/dev/zero")
         lines = [f"NodeName={','.join(NODES)} Name=gpu Type=fake File={one}" for one in devices]
         (self.folder / "gres.conf").write_text("\n".join(["AutoDetect=off", *lines]) + "\n")
+
+    def _accounting_lines(self) -> str:
+        if not self.accounting:
+            return "AccountingStorageType=accounting_storage/none"
+        port, self.storage_port = _free_ports(2)
+        file = self.folder / "slurmdbd.conf"
+        text = DATABASE.format(
+            folder=self.folder, user=getpass.getuser(), port=port, storage=self.storage_port
+        )
+        file.touch(mode=0o600)
+        file.write_text(text)
+        return ACCOUNTING.format(port=port, folder=self.folder)
+
+    def start_accounting(self) -> None:
+        """A database of its own, and slurmdbd."""
+        data, user = self.folder / "database", getpass.getuser()
+        own = ["--no-defaults", f"--datadir={data}", f"--user={user}"]
+        self.ask(
+            "mariadb-install-db", *own, "--skip-test-db", "--auth-root-authentication-method=normal"
+        )
+        begin = self.folder / "begin.sql"
+        begin.write_text(
+            "CREATE USER IF NOT EXISTS slurm@'127.0.0.1' IDENTIFIED BY 'slurm';\n"
+            "GRANT ALL ON slurm.* TO slurm@'127.0.0.1';\n"
+        )
+        places = [f"--socket={self.folder}/database.socket", f"--init-file={begin}"]
+        net = ["--bind-address=127.0.0.1", f"--port={self.storage_port}", "--skip-name-resolve"]
+        self._start("mariadbd", ["mariadbd", *own, *places, *net])
+        self.wait_for(lambda: "ready for connections" in self._out("mariadbd"), 60)
+        self._start("slurmdbd", ["slurmdbd", "-D"])
+        self.wait_for(lambda: "Cluster" in self.ask("sacctmgr", "show", "cluster", check=False), 60)
+
+    def _out(self, name: str) -> str:
+        return (self.folder / f"{name}.out").read_text(errors="replace")
 
     def start_munge(self) -> None:
         """Who proves users to the daemons."""
