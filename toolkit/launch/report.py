@@ -14,7 +14,7 @@ from toolkit.launch.folder import LOST_S, Attempt, JobFolder, read
 from toolkit.launch.spec import JobSpec
 from toolkit.launch.states import Cause, Seen, State
 
-FORGOTTEN = "its engine forgot it before it began, or somebody cancelled it there"
+FORGOTTEN = "its engine forgot it while it waited, or somebody cancelled it there"
 
 
 @dataclass(frozen=True)
@@ -171,10 +171,12 @@ def _forgotten(
     submitted: Mapping[str, Any] | None,
     attempts: Sequence[Attempt],
 ) -> bool:
-    """Whether an engine that had a job knows it no more, though it never began."""
-    if attempts or standing.state is not State.queued or not BACKENDS[chain["backend"]].ordered:
+    """Whether an engine that had a job and should start it knows it no more."""
+    waits = standing.state in (State.queued, State.preempted)
+    if not (waits and submitted and BACKENDS[chain["backend"]].ordered):
         return False
-    return bool(submitted) and time.time() - float((submitted or {})["at"]) > LOST_S
+    last = (attempts[-1].ended if attempts else None) or submitted
+    return time.time() - float(last["at"]) > LOST_S
 
 
 def _not_begun(

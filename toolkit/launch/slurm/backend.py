@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from toolkit.launch.folder import LOST_S, JobFolder, read
+from toolkit.launch.folder import LOST_S, Attempt, JobFolder, read
 from toolkit.launch.slurm.client import Client, Row
 from toolkit.launch.slurm.render import ENDED, MARK, OUTPUT, mark, number, script
 from toolkit.launch.slurm.section import SlurmSection
@@ -66,14 +66,23 @@ class Slurm:
         return engine_id
 
     def _known(self, job: JobSpec) -> tuple[str, Row | None] | None:
-        """The job's id and what Slurm says, if it was handed over since people last wanted it tried."""
-        folder = Path(job.folder)
-        wanted = mark(job.id, _round(folder))
-        for row in reversed(self._client.named(job.id)):
-            if row.comment == wanted and not _refused(row):
-                return f"{row.number}@{job.id}", row
-        ended = read(folder / ENDED) or {}
-        return (f"{ended['job']}@{job.id}", None) if ended.get("mark") == wanted else None
+        """The job's id and what Slurm says, if it was handed over since people last wanted it tried.
+
+        One that ended counts if it left something in this folder: a workspace that was deleted had this id too.
+        """
+        folder = JobFolder(Path(job.folder))
+        wanted = mark(job.id, _round(folder.path))
+        rows = [row for row in self._client.named(job.id) if row.comment == wanted]
+        found = {f"{row.number}@{job.id}": row for row in rows if not _refused(row)}
+        for engine_id, row in reversed(found.items()):
+            if not state_of(row.word).ended:
+                return engine_id, row
+        left = _left_ids(folder, wanted)
+        for engine_id in reversed(left):
+            if engine_id in found:
+                return engine_id, found[engine_id]
+        silent = any(_silent(one, LOST_S) for one in folder.attempts[-1:])
+        return (left[-1], None) if left and not silent else None
 
     def seen(self, ids: Sequence[str]) -> Mapping[str, Seen]:
         """By slurmctld, then by the accounting, then by what the scripts left; forgotten ones are left out.
@@ -153,10 +162,25 @@ def _lost(folder: JobFolder, row: Row) -> bool:
         return False
     longest = LOST_S / 3 if state.ended else LOST_S
     return any(
-        one.ended is None and (one.beat_age_s() or 0) > longest
+        _silent(one, longest)
         for one in folder.attempts[-1:]
         if (one.started or {}).get("start") == start
     )
+
+
+def _silent(attempt: Attempt, seconds: float) -> bool:
+    """Whether an attempt without an end stopped beating."""
+    return attempt.ended is None and (attempt.beat_age_s() or 0) > seconds
+
+
+def _left_ids(folder: JobFolder, wanted: str) -> list[str]:
+    """Engine ids of which this round left something in the folder, the last one last."""
+    begun = [one.started or {} for one in folder.attempts[folder.retried["before"] :]]
+    ids = [str(one["engine_id"]) for one in begun if one.get("engine_id")]
+    ended = read(folder.path / ENDED) or {}
+    if ended.get("mark") == wanted:
+        ids.append(f"{ended['job']}@{folder.path.name}")
+    return ids
 
 
 def _last_line(path: Path) -> str:
