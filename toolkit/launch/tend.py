@@ -85,7 +85,7 @@ class Tender:
                     pause = LOOK_S
                 except BackendError as error:
                     if isinstance(self._backend, Local):
-                        _never(job, error)
+                        write_off(job, error.message, Cause.usage, error.hint)
                         return False
                     _note(job, str(error))
                     pause = min(TRIES_S, pause * 2)
@@ -126,7 +126,8 @@ class Tender:
         if job.cancelled:
             return True
         text = (job.path / "start.log").read_text(errors="replace").strip()
-        self._never_began(job, text.splitlines()[-1] if text else "it ended before it began")
+        said = text.splitlines()[-1] if text else "it ended before it began"
+        write_off(job, f"it did not begin: {said}")
         return True
 
     async def _lost_elsewhere(self, job: JobFolder, mine: Attempt | None) -> bool:
@@ -137,7 +138,7 @@ class Tender:
         if mine is None:
             if seen is None or not seen.state.ended:
                 return False
-            self._never_began(job, seen.reason or f"the engine says {seen.word}")
+            write_off(job, f"it did not begin: {seen.reason or seen.word}")
             return True
         age = mine.beat_age_s() or 0.0
         over = seen is not None and seen.state.ended
@@ -161,18 +162,15 @@ class Tender:
                 self._asked = {}  # not there just now; heartbeats tell meanwhile
         return self._asked
 
-    def _never_began(self, job: JobFolder, why: str) -> None:
-        attempt = job.next_attempt()
-        end = {"at": time.time(), "exit_code": None, "cause": Cause.failed.value, "kept": False}
-        said = {"message": f"it did not begin: {why}", "hint": None, "again": False}
-        write(attempt.folder / "ended.json", end | said)
-
 
 def _note(job: JobFolder, reason: str) -> None:
     write(job.path / "waiting.json", {"reason": reason, "at": time.time()})
 
 
-def _never(job: JobFolder, error: BackendError) -> None:
-    end = {"at": time.time(), "exit_code": None, "cause": Cause.usage.value, "kept": False}
-    said = {"message": error.message, "hint": error.hint, "again": False}
+def write_off(
+    job: JobFolder, why: str, cause: Cause = Cause.failed, hint: str | None = None
+) -> None:
+    """Write down the end of a start that never began."""
+    end = {"at": time.time(), "exit_code": None, "cause": cause.value, "kept": False}
+    said = {"message": why, "hint": hint, "again": False}
     write(job.next_attempt().folder / "ended.json", end | said)
