@@ -168,6 +168,11 @@ class TrainSection(Section):
             raise ValueError(
                 f"base_precision fp8 is for method lora, and method is {self.method!r}"
             )
+        if self.base_precision == "fp8" and self.lora.dora:
+            raise ValueError(
+                "base_precision is 'fp8', but lora.dora is true: DoRA scales whole rows of weights that are FP8 codes "
+                "there; take dora: false, or base_precision: auto"
+            )
         if self.base_precision == "fp8" and self.lora.is_pissa:
             raise ValueError(
                 f"base_precision is 'fp8', but lora.init is {self.lora.init!r}: what PiSSA leaves of the base is not "

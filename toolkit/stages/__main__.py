@@ -33,6 +33,7 @@ if "toolkit" not in sys.modules:
 
 from toolkit.errors import ToolkitError
 from toolkit.stages import CONFIGS, STAGES, Input, Interpreter, Kind, StageContext
+from toolkit.train.parallel import again
 from toolkit.train.parallel.launch import RANK_OF, Launch, leave_error, run
 
 
@@ -47,7 +48,7 @@ def context(step: dict[str, Any]) -> StageContext:
         state=Path(step["state"]),
         recipe_dir=Path(step["recipe_dir"]),
         device=step["device"],
-        resume=step["resume"],
+        resume=step["resume"] or again.starts() > 0,
         probe=step.get("probe", False),
         interpreters={
             name: Interpreter(Path(i["python"]), tuple(map(Path, i["pythonpath"])), i["variables"])

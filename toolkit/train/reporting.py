@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from toolkit.train.interrupt import StopOnTerm
+from toolkit.train.sft import seed_everything
 
 if TYPE_CHECKING:
     from toolkit.train.trainer import Run
@@ -31,6 +32,10 @@ def reporter(run: Run, stop: StopOnTerm) -> Any:
     from transformers import TrainerCallback
 
     class Reporter(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            if run.ranks.rank:
+                seed_everything(run.seed + run.ranks.rank)  # weights began alike; dropout differs
+
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             self.started, self.tokens = time.perf_counter(), run.position.tokens
 
@@ -39,10 +44,10 @@ def reporter(run: Run, stop: StopOnTerm) -> Any:
             self.seconds = time.perf_counter() - self.started
             position.step = state.global_step
             position.seconds += self.seconds
-            last = position.step >= total
+            last, stopping = position.step >= total, run.ranks.any(stop.requested)
             control.should_log |= last
-            control.should_save = not last and (control.should_save or stop.requested)
-            control.should_training_stop |= stop.requested
+            control.should_save = not last and (control.should_save or stopping)
+            control.should_training_stop |= stopping
             left = position.seconds / position.step * (total - position.step)
             shown = {k: f"{run.last[k]:.4f}" for k in ("loss", "reward") if k in run.last}
             run.ctx.progress(position.step, total, "steps", **shown, eta_s=round(left))

@@ -23,6 +23,7 @@ from toolkit.train.interrupt import StopOnTerm
 from toolkit.train.model import Numerics, build_model
 from toolkit.train.oom import Guard, gpu_bytes
 from toolkit.train.order import MicroBatch, RowLedger, Step, micro_batches, plan_steps
+from toolkit.train.parallel import again
 from toolkit.train.parallel.engine import Engine
 from toolkit.train.parallel.ranks import Ranks
 from toolkit.train.parallel.share import share
@@ -75,7 +76,8 @@ def fine_tune(
     takes = expected.setup_of_run(config, ctx, numerics, rows, ranks)
     expected.say(takes, gpu_bytes(), ctx)
     engine = build(saved, config, numerics, ranks, seed=seed, ctx=ctx)
-    guard = Guard(config, takes, ctx, engine)
+    keep = partial(checkpoint.save_alone, ctx.state / "checkpoints", engine, position)
+    guard = Guard(config, takes, ctx, engine, keep)
     total = len(rows.steps)
     warmup = warmup_steps(total, config.warmup)
     loss, scored = math.nan, None
@@ -189,6 +191,11 @@ def _same_rows(
     saved: Path | None, position: Position, steps: list[Step], ctx: StageContext
 ) -> None:
     """A checkpoint belongs to this plan."""
+    before = again.why_here(ctx.state)
+    if before is not None:
+        checkpoint.trim_log(saved, position.step, ctx)
+        ctx.note(before.says)
+        ctx.log(before.step, out_of_memory=1.0, sequences_at_once=float(before.at_once))
     if saved is None:
         ctx.note(f"training {len(steps)} steps")
         return
@@ -197,7 +204,8 @@ def _same_rows(
             f"checkpoint {saved} saw other rows, or saw them in another order, than this run would",
             f"the data or the seed changed: remove {saved.parent} to start anew",
         )
-    checkpoint.restore_log(saved, ctx)
+    if before is None:
+        checkpoint.restore_log(saved, ctx)
     ctx.note(f"going on after step {position.step} of {len(steps)}, {position.rows.seen} rows seen")
 
 

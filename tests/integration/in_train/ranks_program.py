@@ -79,6 +79,7 @@ def outcome(case: dict) -> dict:
     )
 
 
-for one in json.loads(Path(sys.argv[1]).read_text()):
-    found = outcome(one)
-    (Path(one["folder"]) / f"outcome-{RANK}.json").write_text(json.dumps(found))
+if __name__ == "__main__":
+    for one in json.loads(Path(sys.argv[1]).read_text()):
+        found = outcome(one)
+        (Path(one["folder"]) / f"outcome-{RANK}.json").write_text(json.dumps(found))

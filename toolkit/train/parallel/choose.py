@@ -61,6 +61,8 @@ def choose(
 
 def _why_whole(train: TrainSection, gpu: GpuFacts | None) -> str | None:
     """Why every process has to hold everything, whatever its size; ``None`` where it has not."""
+    if train.objective != "sft":
+        return f"the trainer of {train.objective} copies the model to each GPU"
     if train.optimizer == "adamw_8bit":
         return "8-bit AdamW keeps its state in blocks, which cannot be shared out"
     if train.lora.init != "default":

@@ -34,6 +34,8 @@ class Engine:
     name: ClassVar[str] = "single"
     shards_weights: ClassVar[bool] = False
     """Whether a GPU need not hold all weights."""
+    shares_state: ClassVar[bool] = False
+    """Whether no rank alone holds all trained weights and what the optimizer keeps for them."""
 
     def __init__(self, model: Any, config: TrainSection, numerics: Numerics, ranks: Ranks) -> None:
         self.model = model

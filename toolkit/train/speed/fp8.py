@@ -1,10 +1,12 @@
 """A frozen base in FP8 (e4m3), one scale per output channel; activations one scale per token.
 
-These are the numbers of compressed-tensors' FP8-dynamic checkpoints, so the served base is the
-trained base. The input gradient uses the very same stored bytes: dx = (dy s) Wq, because the scale
-s belongs to the axis that is summed, and only ``dy s`` is rounded. Hopper multiplies FP8 only when
-both operands are stored along the summed axis, so the gradient needs Wq transposed: a second copy
-where there is room, else transposed at each use (7 GB of copying for an 8B, whatever the batch).
+Weights and their scales are those of ``models/fp8.py``, which the FP8 quantizer stores too, so the
+served base is the trained base, byte for byte.
+
+The input gradient uses the very same stored bytes: dx = (dy s) Wq, because the scale s belongs to
+the axis that is summed, and only ``dy s`` is rounded. Hopper multiplies FP8 only when both operands
+are stored along the summed axis, so the gradient needs Wq transposed: a second copy where there is
+room, else transposed at each use (7 GB of copying for an 8B, whatever the batch).
 """
 
 from __future__ import annotations
@@ -14,14 +16,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from toolkit.models.fp8 import LARGEST
 from toolkit.train.speed.ops import scaled_add_product
-
-LARGEST = 448.0
-"""The largest finite e4m3."""
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """``x`` [M, K] -> e4m3 [M, K] and float32 scales [M], x ~ q * scale."""
+    """Activations [M, K] -> e4m3 [M, K] and float32 scales [M], x ~ q * scale."""
     wide = x.float()
     scale = wide.abs().amax(dim=-1).clamp(min=1e-12) / LARGEST
     return (wide / scale[:, None]).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn), scale
