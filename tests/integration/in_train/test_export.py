@@ -4,18 +4,19 @@ import json
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
 from small_llama import small_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from toolkit.data.store import TokenStore
 from toolkit.errors import PreflightError, StepFailedError
+from toolkit.recipe.train import TrainSection
 from toolkit.stages import Input, Kind
 from toolkit.stages.export import Export, ExportConfig
 from toolkit.stages.train import Train
 from toolkit.train.effect import row_logits
-from toolkit.train.model import Numerics, load_base
+from toolkit.train.model import Numerics, build_model, load_base
 
 pytestmark = pytest.mark.integration
 
@@ -72,6 +73,27 @@ def test_after_qlora_merged_equals_the_4_bit_forward(precision, trained, context
         wrong - trained_forward
     ).abs().max() > 3 * error  # merging into the 16-bit base is not it
     assert "quantization_config" not in json.loads((ctx.output / "config.json").read_text())
+
+
+def test_after_training_on_fp8_the_merge_is_into_what_fp8_leaves(trained, context, base, row):
+    adapter = trained(base_precision="fp8")
+    assert adapter.facts["trained_on"] == "fp8"
+    ctx = context("export", adapter=adapter)
+    result = Export().run(ExportConfig(format="merged", dtype="fp32"), ctx)
+    assert result.metrics["merge_error"] < 1e-4
+    config = TrainSection(base_precision="fp8", lora={"rank": 8, "alpha": 16})
+    model = build_model(base, config, Numerics("fp32", False, fp8=True), "cpu", {})
+    set_peft_model_state_dict(model, load_file(adapter.path / "adapter_model.safetensors"))
+    trained_forward = row_logits(model, row)  # rounds activations to FP8 too
+    merged = logits_of(ctx.output, row)
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    wrong = row_logits(PeftModel.from_pretrained(plain, adapter.path), row)
+    near = (merged - trained_forward).norm()
+    assert near < 0.8 * (wrong - trained_forward).norm()  # the base as it was is not it
+    reference = context("reference", adapter=adapter)
+    Export().run(ExportConfig(format="adapter"), reference)
+    stored = read_reference(reference.output)
+    assert stored.trained_on == "fp8"
 
 
 def test_merged_folder_is_self_contained_and_of_the_asked_type(trained, context, base):

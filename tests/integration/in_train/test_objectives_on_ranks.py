@@ -23,9 +23,9 @@ LONG = "def long(completions):\n    return [len(text) / 20 for text in completio
 GRPO = {"rewards": ["r.py:long"], "group_size": 4, "max_completion_tokens": 16, "beta": 0.1}
 CASES = {
     "dpo": {"evaluate_every": 4},
-    "orpo": {},
-    "kto": {"kto": {"loss": "apo_zero_unpaired"}},
-    "grpo": {"grpo": GRPO, "learning_rate": 1e-3},
+    "orpo": {"max_steps": 4},
+    "kto": {"kto": {"loss": "apo_zero_unpaired"}, "max_steps": 4},
+    "grpo": {"grpo": GRPO, "learning_rate": 1e-3, "max_steps": 4},
     "kto-with-kl": {"max_steps": 2},
     "qlora": {"objective": "dpo", "method": "qlora", "max_steps": 2},
 }
