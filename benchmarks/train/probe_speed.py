@@ -297,13 +297,16 @@ def kernels(book: Book) -> None:
             (dy,) = torch.autograd.grad(v, wide, slope)
             v = v.detach()
             got, most = gated.gated(y, h, b, True)
-            back, again, largest = gated.gated_backward(grad, c, d, y, h, b, times)
+            back, again, largest = gated_kernels.gated_backward(grad, c, d, y, h, b, times)
+            dy2, db, da, largest2 = gated_kernels.gated_sums(grad, c, d, y, h, b, times)
             q, scale, thin = gated.quantize_thin(back, times, largest, b)
             q2, scale2 = fp8.quantize_rows(back * times)
             return dict(
                 v=apart(got, v), most=apart(most.amax(1), got.abs().amax(1)), again=apart(again, v),
                 dy=apart(back, dy), largest=apart(largest.amax(1), (back * times).abs().amax(1)),
                 bytes_apart=float((q.view(torch.uint8) != q2.view(torch.uint8)).double().mean()),
+                dy2=apart(dy2, dy), largest2=apart(largest2.amax(1), largest.amax(1)),
+                db=apart(db, back.double().t() @ h.double()), da=apart(da, c.double().t() @ v),
                 scale=apart(scale, scale2), thin=apart(thin, back.double() @ b.double()),
             )  # fmt: skip
 
@@ -325,49 +328,60 @@ def kernels(book: Book) -> None:
     check("entropy", entropy(1.0, 0.0))
     check("entropy capped", entropy(0.5, 3.0))
 
-    def tile(name, function, moved):
+    took: dict[str, dict[tuple, float]] = {}
+
+    def tile(name, function, moved=0.0, size=()):
+        if book.left() < book.budget - 45:
+            return
         try:
             ms = timed(function)
-            book.add(part="tile", name=name, ms=round(ms, 4), gbs=round(moved / ms / 1e6, 1))
+            took.setdefault(name, {})[size] = ms
+            book.add(
+                part="tile", name=name, size=size, ms=round(ms, 4), gbs=round(moved / ms / 1e6, 1)
+            )
         except Exception as error:  # noqa: BLE001 - a probe reports and goes on
-            book.add(part="tile", name=name, error=f"{type(error).__name__}: {error}"[:200])
+            book.add(
+                part="tile", name=name, size=size, error=f"{type(error).__name__}: {error}"[:200]
+            )
 
     t = 12288
     y, h, b, times, grad, c, d = given(t, I, 32)
-    none = times[:0]
-    a, z = torch.randn(1 << 29, **bf), torch.empty(1 << 29, **bf)
-    tile("copy 1 GiB", lambda: z.copy_(a), 4.0 * (1 << 29))
-    for size in ((64, 128, 8), (32, 128, 4), (64, 64, 4), (128, 64, 8), (32, 256, 8)):
-        for want in (False, True):
-            tile(
-                f"gated {size} largest={want}",
-                lambda: gated_kernels.gated(y, h, b, want, size), 6.0 * t * I,
-            )  # fmt: skip
-    for size in ((64, 64, 4), (64, 128, 8), (32, 128, 4), (64, 64, 8), (32, 64, 4), (128, 64, 8)):
-        for with_ in (none, times):
-            tile(
-                f"gated_backward {size} times={len(with_) > 0}",
-                lambda: gated_kernels.gated_backward(grad, c, d, y, h, b, with_, size), 12.0 * t * I,
-            )  # fmt: skip
-    for n in (12288, 4096):
-        dy, _, largest = gated_kernels.gated_backward(grad, c, d, y, h, b, times)
-        for size in ((32, 128, 4, 4), (16, 128, 4, 4), (32, 128, 4, 2), (32, 256, 8, 3),
-                     (16, 256, 4, 3), (64, 128, 8, 3), (16, 512, 8, 2)):  # fmt: skip
-            tile(
-                f"quantize_thin {size} T={n}",
-                lambda: gated_kernels.quantize_thin(dy[:n], times, largest[:n], b, size),
-                6.0 * n * I,
-            )
-    logits, targets = torch.randn(1024, V, **bf), torch.randint(0, V, (1024,), device=dev)
-    for wide, warps in ((8192, 16), (4096, 8), (16384, 32), (8192, 32), (16384, 16), (4096, 4)):
+    k = gated_kernels
+    one, other = torch.randn(1 << 29, **bf), torch.empty(1 << 29, **bf)
+    tile("copy 1 GiB", lambda: other.copy_(one), 4.0 * (1 << 29))
+    for size in ((32, 64, 4, 16, 2), (64, 64, 4, 16, 2), (32, 128, 8, 16, 2), (32, 64, 8, 16, 2),
+                 (64, 64, 8, 16, 2), (32, 64, 4, 48, 2), (32, 32, 4, 16, 2)):  # fmt: skip
+        tile("sums", lambda: k.gated_sums(grad, c, d, y, h, b, times, size), 10.0 * t * I, size)
+    for size in ((64, 64, 4), (64, 64, 8), (64, 128, 8)):
         tile(
-            f"entropy {wide} {warps}",
-            lambda: loss_kernel.entropy_(logits, targets, 1.0, 0.0, wide, warps), 4.0 * 1024 * V,
-        )  # fmt: skip
-    x, w, k = torch.randn(t, H, **bf), torch.randn(H, H, **bf), torch.randn(t, 16, **bf)
-    tile("o: mm + add_thin", lambda: add_thin(x @ w.t(), k, d[:, :H]), 0)
-    tile("o: thin mm + addmm_", lambda: (k @ d[:, :H]).addmm_(x, w.t()), 0)
-    tile("o: mm", lambda: x @ w.t(), 0)
+            "backward",
+            lambda: k.gated_backward(grad, c, d, y, h, b, times, size),
+            12.0 * t * I,
+            size,
+        )
+    dy, v, largest = k.gated_backward(grad, c, d, y, h, b, times)
+    tile("dy^T h", lambda: dy.t() @ h, 4.0 * t * I)
+    tile("c^T v", lambda: c.t() @ v, 2.0 * t * I)
+    for size in ((64, 128, 8), (64, 64, 4), (32, 128, 4)):
+        tile("gated", lambda: k.gated(y, h, b, True, size), 6.0 * t * I, size)
+    for size in ((32, 128, 4, 4), (16, 128, 4, 4), (32, 256, 8, 3), (64, 128, 8, 3)):
+        for n in (12288, 4096):
+            tile(f"quantize_thin T={n}", lambda: k.quantize_thin(dy[:n], times, largest[:n], b, size),
+                 6.0 * n * I, size)  # fmt: skip
+    logits, targets = torch.randn(1024, V, **bf), torch.randint(0, V, (1024,), device=dev)
+    for size in ((8192, 16), (4096, 8), (16384, 32)):
+        tile("entropy", lambda: loss_kernel.entropy_(logits, targets, 1.0, 0.0, *size),
+             4.0 * 1024 * V, size)  # fmt: skip
+    x, w, thin = torch.randn(t, H, **bf), torch.randn(H, H, **bf), torch.randn(t, 16, **bf)
+    wide = torch.randn(16, H, **bf)
+    tile("o: mm + add_thin", lambda: add_thin(x @ w.t(), thin, wide))
+    tile("o: thin mm + addmm_", lambda: (thin @ wide).addmm_(x, w.t()))
+    tile("o: mm", lambda: x @ w.t())
+    if took.get("sums") and took.get("gated"):
+        k.SUMS = min(took["sums"], key=took["sums"].get)
+        k.FORWARD = gated.FORWARD = min(took["gated"], key=took["gated"].get)
+        k.BACKWARD = gated.BACKWARD = (64, k.SUMS[1], 4)
+        book.add(part="tile", name="chosen", sums=k.SUMS, forward=k.FORWARD)
 
 
 def build(layers: int, tiny: bool, kind: str):
@@ -443,10 +457,11 @@ def build(layers: int, tiny: bool, kind: str):
 
 def with_parts(without) -> None:
     """The fast path less some of its parts, to see what each is worth."""
-    from toolkit.train.speed import apply, loss
+    from toolkit.train.speed import apply, gated, loss
 
     for module, name, other in (
         (apply, "_is_gated", lambda _module: False),
+        (gated, "SUMS_INSIDE", False),
         (loss, "_by_kernel", torch.compile(loss.entropy_and_gradient, dynamic=True)),
     ):
         kept = PARTS.setdefault(name, getattr(module, name))
@@ -600,6 +615,7 @@ CASES = [
     dict(name="bf16 b3", kind="bf16", batch=3, profile=True),
     dict(name="fp8 b3", kind="fp8", batch=3, profile=True),
     dict(name="bf16 b1 24", kind="bf16", batch=1, limit=23.25, profile=True),
+    dict(name="bf16 b3 sums apart", kind="bf16", batch=3, without=("SUMS_INSIDE",)),
     dict(name="bf16 b3 before", kind="bf16", batch=3, without=OLD),
     dict(name="fp8 b3 before", kind="fp8", batch=3, without=OLD),
     dict(name="fp8 b4", kind="fp8", batch=4),

@@ -21,7 +21,7 @@ from toolkit.train.speed.ops import BACKWARD, FORWARD, LIBRARY
 LIBRARY.define("gated(Tensor y, Tensor h, Tensor b, bool largest) -> (Tensor, Tensor)")
 LIBRARY.define(
     "gated_backward(Tensor grad, Tensor c, Tensor d, Tensor y, Tensor h, Tensor b, Tensor times)"
-    " -> (Tensor, Tensor, Tensor)"
+    " -> (Tensor, Tensor, Tensor, Tensor)"
 )
 LIBRARY.define(
     "quantize_thin(Tensor x, Tensor times, Tensor largest, Tensor b) -> (Tensor, Tensor, Tensor)"
@@ -48,28 +48,36 @@ def _gated_shape(y: Tensor, h: Tensor, b: Tensor, largest: bool) -> tuple[Tensor
     return y.new_empty(y.shape[0], inner), _tiles(y, -(-inner // FORWARD[1]) if largest else 0)
 
 
+SUMS_INSIDE = True
+
+
 def _gated_backward(
     grad: Tensor, c: Tensor, d: Tensor, y: Tensor, h: Tensor, b: Tensor, times: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradient for ``(g, u)`` of ``grad + c d``; ``v`` again; the largest of gradient * times."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``dy`` for ``grad + c d``; ``dy^T h``, ``c^T v``; the largest of dy * times by row."""
     if _by_kernel(y, h, c):
         from toolkit.train.speed import gated_kernels as kernels
 
-        return kernels.gated_backward(grad, c, d, y, h, b, times)
+        if SUMS_INSIDE:
+            return kernels.gated_sums(grad, c, d, y, h, b, times)
+        dy, v, largest = kernels.gated_backward(grad, c, d, y, h, b, times)
+        return dy, dy.t() @ h, c.t() @ v, largest
     gate, up = (y + h @ b.t()).chunk(2, dim=-1)
     slope = grad + c @ d
     share = torch.sigmoid(gate)
     bent = gate * share
     dy = torch.cat([slope * up * (share + bent * (1 - share)), slope * bent], dim=-1)
     largest = (dy * times).abs().amax(-1, keepdim=True).float() if len(times) else _no_rows(y)
-    return dy, bent * up, largest
+    return dy, dy.t() @ h, c.t() @ (bent * up), largest
 
 
 def _gated_backward_shape(
     grad: Tensor, c: Tensor, d: Tensor, y: Tensor, h: Tensor, b: Tensor, times: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     tiles = -(-grad.shape[1] // BACKWARD[1]) if times.shape[0] else 0
-    return torch.empty_like(y), torch.empty_like(grad), _tiles(y, tiles)
+    return (
+        torch.empty_like(y), b.new_empty(b.shape), d.new_empty(d.shape), _tiles(y, tiles)
+    )  # fmt: skip
 
 
 def _quantize_thin(
@@ -154,7 +162,7 @@ class GatedProduct(torch.autograd.Function):  # type: ignore[misc] # torch is no
         dk = (grad @ down_b) * scales[1]
         dv = base_gradient(kind, grad, down, *_rank_zero(grad, down_a.shape[1]))
         times = frozen[1] if kind == "fp8" else dk[0, :0]
-        dy, v, largest = gated_backward(dv, dk, down_a, y, h, b, times)
+        dy, db, d_down_a, largest = gated_backward(dv, dk, down_a, y, h, b, times)
         if kind == "fp8":
             q, q_scale, dh = quantize_thin(dy, times, largest, b)
             dh = dh * scales[0]
@@ -162,7 +170,7 @@ class GatedProduct(torch.autograd.Function):  # type: ignore[misc] # torch is no
         else:
             dh = (dy @ b) * scales[0]
             dx = base_gradient(kind, dy, frozen, dh, a)
-        return (dx, dh.t() @ x, dy.t() @ h, dk.t() @ v, grad.t() @ k, *[None] * (4 + len(rest)))
+        return (dx, dh.t() @ x, db, d_down_a, grad.t() @ k, *[None] * (4 + len(rest)))
 
 
 def _rank_zero(rows: Tensor, columns: int) -> tuple[Tensor, Tensor]:

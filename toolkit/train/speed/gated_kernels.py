@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from toolkit.train.speed.kernels import adapted, launch, put, thin
-from toolkit.train.speed.ops import BACKWARD, FORWARD
+from toolkit.train.speed.ops import BACKWARD, FORWARD, SUMS
 
 
 @triton.jit
@@ -34,16 +34,16 @@ def _gated(
 
 
 def gated(
-    y: Tensor, h: Tensor, b: Tensor, largest: bool, tile: tuple[int, int, int] = FORWARD
+    y: Tensor, h: Tensor, b: Tensor, largest: bool, tile: tuple[int, int, int] | None = None
 ) -> tuple[Tensor, Tensor]:
     """``silu(g) * u`` [T, I] of ``(g, u) = y + h b^T`` [T, 2 I]; its largest by row and tile."""
-    (rows, inner), tall, wide = (y.shape[0], y.shape[1] // 2), *tile[:2]
+    (rows, inner), (tall, wide, warps) = (y.shape[0], y.shape[1] // 2), tile or FORWARD
     act = y.new_empty(rows, inner)
     tiles = triton.cdiv(inner, wide)
     most = y.new_empty(rows, tiles if largest else 0, dtype=torch.float32)
     launch(_gated, (tiles, triton.cdiv(rows, tall)))(
         y, h, b, act, most, rows, inner, h.shape[1], *h.stride(), *b.stride(), tiles,
-        TALL=tall, WIDE=wide, THIN=thin(h.shape[1]), LARGEST=largest, num_warps=tile[2],
+        TALL=tall, WIDE=wide, THIN=thin(h.shape[1]), LARGEST=largest, num_warps=warps,
     )  # fmt: skip
     return act, most
 
@@ -93,13 +93,13 @@ def gated_backward(
     h: Tensor,
     b: Tensor,
     times: Tensor,
-    tile: tuple[int, int, int] = BACKWARD,
+    tile: tuple[int, int, int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradient of :func:`gated` [T, 2 I] for ``grad + c d``; and its result once more.
 
     Where ``times`` [2 I] has elements, also the largest of gradient * times by row and tile.
     """
-    (rows, inner), tall, wide = grad.shape, *tile[:2]
+    (rows, inner), (tall, wide, warps) = grad.shape, tile or BACKWARD
     dy, act = torch.empty_like(y), torch.empty_like(grad)
     tiles = triton.cdiv(inner, wide)
     largest = len(times) > 0
@@ -108,9 +108,98 @@ def gated_backward(
         grad, c, d, y, h, b, times, dy, act, most, rows, inner, h.shape[1], c.shape[1],
         *c.stride(), *d.stride(), *h.stride(), *b.stride(), tiles,
         TALL=tall, WIDE=wide, THIN=thin(h.shape[1]), DOWN=thin(c.shape[1]), LARGEST=largest,
-        num_warps=tile[2],
+        num_warps=warps,
     )  # fmt: skip
     return dy, act, most
+
+
+@triton.jit
+def _gated_sums(
+    grad, c, d, y, h, b, times, dy, db, da, largest, rows, inner, ranks, down_ranks,
+    c_row, c_column, d_row, d_column, h_row, h_column, b_row, b_column, tiles,
+    MANY: tl.constexpr, TALL: tl.constexpr, WIDE: tl.constexpr, THIN: tl.constexpr,
+    DOWN: tl.constexpr, LARGEST: tl.constexpr,
+):  # fmt: skip
+    column = tl.program_id(0) * WIDE + tl.arange(0, WIDE)
+    rank, down_rank = tl.arange(0, THIN), tl.arange(0, DOWN)
+    of_gate, of_up = 1.0, 1.0
+    if LARGEST:
+        of_gate = tl.load(times + column, mask=column < inner, other=0.0)[None, :]
+        of_up = tl.load(times + inner + column, mask=column < inner, other=0.0)[None, :]
+    known = (rank[:, None] < ranks) & (column[None, :] < inner)
+    gate_b = tl.load(b + column[None, :] * b_row + rank[:, None] * b_column, mask=known, other=0.0)
+    up_b = tl.load(
+        b + (inner + column[None, :]) * b_row + rank[:, None] * b_column, mask=known, other=0.0
+    )
+    down_a = tl.load(
+        d + down_rank[:, None] * d_row + column[None, :] * d_column,
+        mask=(down_rank[:, None] < down_ranks) & (column[None, :] < inner), other=0.0,
+    )  # fmt: skip
+    sum_gate = tl.zeros((WIDE, THIN), tl.float32)
+    sum_up = tl.zeros((WIDE, THIN), tl.float32)
+    sum_down = tl.zeros((WIDE, DOWN), tl.float32)
+    for turn in range(MANY):
+        row = (tl.program_id(1) * MANY + turn) * TALL + tl.arange(0, TALL)
+        inside = (row[:, None] < rows) & (column[None, :] < inner)
+        start = row[:, None].to(tl.int64)
+        left = tl.load(
+            h + row[:, None] * h_row + rank[None, :] * h_column,
+            mask=(row[:, None] < rows) & (rank[None, :] < ranks), other=0.0,
+        )  # fmt: skip
+        of_down = tl.load(
+            c + row[:, None] * c_row + down_rank[None, :] * c_column,
+            mask=(row[:, None] < rows) & (down_rank[None, :] < down_ranks), other=0.0,
+        )  # fmt: skip
+        where = start * (2 * inner) + column[None, :]
+        gate = tl.load(y + where, mask=inside, other=0.0).to(tl.float32) + tl.dot(left, gate_b)
+        up = tl.load(y + inner + where, mask=inside, other=0.0).to(tl.float32) + tl.dot(left, up_b)
+        slope = tl.load(grad + start * inner + column[None, :], mask=inside, other=0.0)
+        slope = slope.to(tl.float32) + tl.dot(of_down, down_a)
+        share = tl.sigmoid(gate)
+        bent = gate * share
+        d_gate = (slope * up * (share + bent * (1.0 - share))).to(dy.dtype.element_ty)
+        d_up = (slope * bent).to(dy.dtype.element_ty)
+        tl.store(dy + where, d_gate, mask=inside)
+        tl.store(dy + inner + where, d_up, mask=inside)
+        sum_gate += tl.dot(tl.trans(d_gate), left)
+        sum_up += tl.dot(tl.trans(d_up), left)
+        sum_down += tl.dot(tl.trans((bent * up).to(dy.dtype.element_ty)), of_down)
+        if LARGEST:
+            most = tl.maximum(
+                tl.max(tl.abs(d_gate.to(tl.float32) * of_gate), axis=1),
+                tl.max(tl.abs(d_up.to(tl.float32) * of_up), axis=1),
+            )
+            tl.store(largest + row * tiles + tl.program_id(0), most, mask=row < rows)
+    part = tl.program_id(1).to(tl.int64)
+    where = column[:, None] * ranks + rank[None, :]
+    known = (column[:, None] < inner) & (rank[None, :] < ranks)
+    tl.store(db + part * 2 * inner * ranks + where, sum_gate, mask=known)
+    tl.store(db + (part * 2 + 1) * inner * ranks + where, sum_up, mask=known)
+    where = down_rank[None, :] * inner + column[:, None]
+    known = (column[:, None] < inner) & (down_rank[None, :] < down_ranks)
+    tl.store(da + part * inner * down_ranks + where, sum_down, mask=known)
+
+
+def gated_sums(
+    grad: Tensor, c: Tensor, d: Tensor, y: Tensor, h: Tensor, b: Tensor, times: Tensor,
+    tile: tuple[int, int, int, int, int] | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradient ``dy`` of :func:`gated` for ``grad + c d``, ``dy^T h``, ``c^T v``, and the largest."""
+    (rows, inner), (tall, wide, warps, many, stages) = grad.shape, tile or SUMS
+    ranks, down_ranks = h.shape[1], c.shape[1]
+    dy = torch.empty_like(y)
+    tiles, parts = triton.cdiv(inner, wide), triton.cdiv(rows, tall * many)
+    db = y.new_empty(parts, 2 * inner, ranks, dtype=torch.float32)
+    da = y.new_empty(parts, down_ranks, inner, dtype=torch.float32)
+    largest = len(times) > 0
+    most = y.new_empty(rows, tiles if largest else 0, dtype=torch.float32)
+    launch(_gated_sums, (tiles, parts))(
+        grad, c, d, y, h, b, times, dy, db, da, most, rows, inner, ranks, down_ranks,
+        *c.stride(), *d.stride(), *h.stride(), *b.stride(), tiles,
+        MANY=many, TALL=tall, WIDE=wide, THIN=thin(ranks), DOWN=thin(down_ranks), LARGEST=largest,
+        num_warps=warps, num_stages=stages,
+    )  # fmt: skip
+    return dy, db.sum(0).to(b.dtype), da.sum(0).to(d.dtype), most
 
 
 @triton.jit
