@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from toolkit.forecast.block import Keep
 from toolkit.train.speed import attention
 from toolkit.train.speed.bases import merged_base, second_copy
-from toolkit.train.speed.choose import Choice, Keep, LayerBytes, keep_for
+from toolkit.train.speed.choose import Choice, LayerBytes, keep_for
 from toolkit.train.speed.group import Group, gate, share_input, take_over
 from toolkit.train.speed.loss import PIECE, AfterHead, HeadLoss
 from toolkit.train.speed.recompute import COST, keeping

@@ -18,10 +18,10 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
+from toolkit.forecast.block import Keep
 from toolkit.train.speed import attention as _attention  # noqa: F401 - defines an operator
 from toolkit.train.speed import gated as _gated  # noqa: F401 - defines operators
 from toolkit.train.speed import nf4 as _nf4  # noqa: F401 - defines an operator
-from toolkit.train.speed.choose import Keep
 
 COST = {"mlp": 1, "projection": 2}
 """``cost`` of a product: what is dropped first has the lowest."""
