@@ -10,8 +10,8 @@ LIMIT_80 = 78.0
 """GiB for PyTorch's allocator, so that a larger GPU tries what fits a card of 80 GB."""
 LIMIT_24 = 23.25
 """The same for a card of 24 GiB: the rest is CUDA's own context."""
-LIMIT_10 = 8.75
-"""And for 10 GB, which are 9.31 GiB."""
+LIMIT_10 = 8.5
+"""And for 10 GB, which are 9.31 GiB, less the 0.75 of CUDA's context."""
 
 
 @dataclass(frozen=True)
