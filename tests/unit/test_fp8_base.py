@@ -88,3 +88,8 @@ def test_auto_copies_the_model_for_other_objectives_than_sft():
         "ddp",
         "the trainer of orpo copies the model to each GPU",
     )
+
+
+def test_halving_is_for_sft_alone():
+    with pytest.raises(ValueError, match="on_oom halve_batch is for objective sft"):
+        TrainSection.model_validate({"objective": "dpo", "on_oom": "halve_batch"})

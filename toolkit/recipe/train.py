@@ -118,7 +118,7 @@ class TrainSection(Section):
     gradient_checkpointing: Literal["auto"] | bool = "auto"
     """Compute activations again. `auto`: fast path: as much as memory asks; else: all on a GPU, none on a CPU."""
     on_oom: Literal["stop", "halve_batch"] = "stop"
-    """When GPU memory runs out: `stop` and say what took it, or repeat the step with micro-batches half as large."""
+    """When GPU memory runs out: `stop` and say what took it, or (`sft`) repeat the step with micro-batches half as large."""
     log_every: Count = 1
     """Steps between two logged losses."""
     evaluate_every: Count | None = None
@@ -159,6 +159,15 @@ class TrainSection(Section):
             raise ValueError(
                 f"a step has batch_size x gradient_accumulation = {answers} answers, "
                 f"which grpo.group_size {group} does not divide"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _halving_is_ours(self) -> Self:
+        if self.on_oom == "halve_batch" and self.objective != "sft":
+            raise ValueError(
+                f"on_oom halve_batch is for objective sft, and objective is {self.objective!r}: its loss depends on "
+                "which rows share a pass; take a smaller batch_size and more gradient_accumulation"
             )
         return self
 

@@ -9,7 +9,7 @@ whole step. From then on all steps are cut. Several ranks start again for that, 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -98,11 +98,29 @@ class Guard:
         wanted.leave(self._ctx.state, again.starts())
 
     def _explained(self, failure: str, done: int, step: Step) -> StepFailedError:
-        return StepFailedError(
-            f"out of GPU memory at step {done + 1}, with {_counted(max(map(len, step.batches)))} at a "
-            f"time: {failure}{_forecast(self._setup)}",
-            _advice(self._setup, halves=self._halves),
+        largest = _counted(max(map(len, step.batches)))
+        ways = (
+            [] if self._halves else ["train.on_oom: halve_batch goes on with smaller micro-batches"]
         )
+        return explained(failure, done, f"with {largest} at a time", self._setup, ways)
+
+
+def explained(
+    failure: str, done: int, tried: str, setup: Setup | None, ways: Sequence[str] = ()
+) -> StepFailedError:
+    """What took the memory, and what takes less.
+
+    Args:
+        failure: What PyTorch said.
+        done: Optimizer steps before.
+        tried: What did not fit, in words.
+        setup: What the forecast is made of.
+        ways: Other ways out, in words.
+    """
+    return StepFailedError(
+        f"out of GPU memory at step {done + 1}, {tried}: {failure.partition('. ')[0]}{_forecast(setup)}",
+        _advice(setup, ways),
+    )
 
 
 def _attempt(compute: Callable[[Step], T], step: Step) -> tuple[bool | None, list[T], str]:
@@ -112,7 +130,7 @@ def _attempt(compute: Callable[[Step], T], step: Step) -> tuple[bool | None, lis
     try:
         return True, [compute(step)], ""
     except torch.OutOfMemoryError as error:
-        return None, [], str(error).split(". ")[0]
+        return None, [], str(error)
 
 
 def pieces(step: Step, at_once: int) -> list[MicroBatch]:
@@ -166,8 +184,8 @@ def _measured() -> str:
     return f"\nmeasured: {shown} of {gib(total)} GiB"
 
 
-def _advice(setup: Setup | None, *, halves: bool) -> str:
-    ways = [] if halves else ["train.on_oom: halve_batch goes on with smaller micro-batches"]
+def _advice(setup: Setup | None, given: Sequence[str]) -> str:
+    ways = list(given)
     total = gpu_bytes()
     # what ran out took more than the forecast says, or others hold memory: look for room below that
     room = min(total, training.forecast(setup).total) * 0.9 if setup and total else None

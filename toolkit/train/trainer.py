@@ -30,8 +30,10 @@ from toolkit.stages import StageContext
 from toolkit.train import checkpoint
 from toolkit.train.answers import Example
 from toolkit.train.checkpoint import KEPT, Position
+from toolkit.train.expected import setup_of_objective
 from toolkit.train.interrupt import StopOnTerm
 from toolkit.train.model import Numerics, build_model, load_base, trainable
+from toolkit.train.oom import explained
 from toolkit.train.order import RowLedger
 from toolkit.train.parallel.engine import Engine
 from toolkit.train.parallel.ranks import Ranks
@@ -191,9 +193,10 @@ class Run:
         """Train from the newest checkpoint, or from the start, to the last step.
 
         Raises:
-            StepFailedError: The loss is not finite, or SIGTERM came; a checkpoint is kept.
+            StepFailedError: The loss is not finite, memory ran out, or SIGTERM came; a checkpoint is kept.
             ArtifactError: A checkpoint cannot be used.
         """
+        import torch
         from transformers import PrinterCallback
 
         trainer.args._n_gpu = 1  # nn.DataParallel would take every GPU in sight
@@ -206,6 +209,8 @@ class Run:
             trainer.add_callback(reporter(self, stop))
             try:
                 trainer.train(resume_from_checkpoint=str(found) if found else None)
+            except torch.OutOfMemoryError as error:
+                raise self._out_of_memory(error) from error
             except (ValueError, RuntimeError, KeyError) as error:
                 if found is None or self.position.step > _step_of(found):
                     raise
@@ -223,6 +228,14 @@ class Run:
         if trainer.eval_dataset is not None and not self._evaluated_last():
             trainer.evaluate()
         return self._outcome()
+
+    def _out_of_memory(self, error: Exception) -> StepFailedError:
+        """What took it, by the forecast."""
+        config = self.config
+        what = "pairs" if config.objective in ("dpo", "orpo") else "sequences"
+        setup = setup_of_objective(config, self.max_length, self.ctx, self.numerics, self.ranks)
+        tried = f"with train.batch_size {config.batch_size} ({what})"
+        return explained(str(error), self.position.step, tried, setup)
 
     def _evaluated_last(self) -> bool:
         return bool(self.heldout) and self.config.evaluate_every is not None

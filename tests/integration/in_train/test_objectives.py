@@ -438,6 +438,35 @@ def test_vllm_gets_base_and_adapter_together_and_the_base_stays_as_it_is(talker)
     )
 
 
+# --- out of memory ---------------------------------------------------------------------------------
+
+
+def test_out_of_memory_says_what_took_it(steps, monkeypatch):
+    from toolkit.train import trainer
+
+    build, calls = trainer.build_model, iter(range(1000))
+
+    def small(*args, **kwargs):
+        model = build(*args, **kwargs)
+
+        def check(*_):
+            if next(calls) >= 4:  # of two in each step
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU")
+
+        model.register_forward_pre_hook(check)
+        return model
+
+    monkeypatch.setattr(trainer, "build_model", small)
+    dataset, _ = steps.data("dpo")
+    with pytest.raises(StepFailedError) as raised:
+        steps.train("dpo", dataset, checkpoint_every=1)
+    said = raised.value.message
+    assert "with train.batch_size 4 (pairs): CUDA out of memory\nforecast for the largest" in said
+    assert "(8 x 64 tokens" in said
+    assert all(f"{part} " in said for part in ("weights", "adapter", "optimizer", "activations"))
+    assert raised.value.hint.startswith("lower train.batch_size")
+
+
 # --- interrupted ----------------------------------------------------------------------------------
 
 
