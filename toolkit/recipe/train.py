@@ -118,7 +118,7 @@ class TrainSection(Section):
     gradient_checkpointing: Literal["auto"] | bool = "auto"
     """Compute activations again. `auto`: fast path: as much as memory asks; else: all on a GPU, none on a CPU."""
     on_oom: Literal["stop", "halve_batch"] = "stop"
-    """When GPU memory runs out: `stop` and say what took it, or repeat the step with half the micro-batch (`sft` alone)."""
+    """When GPU memory runs out: `stop` and say what took it, or (`sft`) repeat the step with half the micro-batch."""
     log_every: Count = 1
     """Steps between two logged losses."""
     evaluate_every: Count | None = None
