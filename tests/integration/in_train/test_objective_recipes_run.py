@@ -20,21 +20,32 @@ SMALL = (
     "train.max_steps=2", "train.batch_size=4", "train.gradient_accumulation=1", "train.learning_rate=1e-2",
     "train.evaluate_every=null", "train.checkpoint_every=null", "train.evaluate_rows=4",
 )  # fmt: skip
-TWO = [
-    {"prompt": "What is 2 + 2?", "completion": "It is 4.\\n#### 4"},
-    {"prompt": "What is 3 + 4?", "completion": "It is 7.\\n#### 7"},
-]
 HUB = {
     "llama-3.1-8b-dpo": {"prompt": "Hello?", "chosen": "Hello there!", "rejected": "The printer."},
     "llama-3.1-8b-grpo": {"question": "What is 2 + 2?", "answer": "It is 4.\n#### 4"},
 }
 """A row as the data set on the Hub has it, for recipes that read one."""
+LENGTH = "def length(completions):\n    return [len(text) / 20 for text in completions]\n"
+"""A reward beside the recipe's own, which a model without training never earns: with all at 0 nothing is learned."""
+GRPO = (
+    "train.grpo.max_completion_tokens=8",
+    "train.grpo.group_size=4",
+    "train.grpo.weights=[1, 1, 1]",
+)
 CASES = {
-    "demo/tickets-dpo": (), "demo/tickets-orpo": (), "demo/tickets-kto": (),
-    "demo/tickets-grpo": ("train.grpo.max_completion_tokens=8",),
+    "demo/tickets-dpo": (),
+    "demo/tickets-orpo": (),
+    "demo/tickets-kto": (),
+    "demo/tickets-grpo": (
+        *GRPO,
+        "train.grpo.rewards=[ticket_rewards.py:right_fields, ticket_rewards.py:is_json, length.py:length]",
+    ),
     "llama-3.1-8b-dpo": (),
-    "llama-3.1-8b-grpo": ("train.grpo.max_completion_tokens=8", "train.grpo.group_size=4"),
-}  # fmt: skip
+    "llama-3.1-8b-grpo": (
+        *GRPO,
+        "train.grpo.rewards=[math_rewards.py:right_number, math_rewards.py:ends_with_number, length.py:length]",
+    ),
+}
 
 
 @pytest.fixture
@@ -45,6 +56,7 @@ def recipe(tmp_path):
         folder = tmp_path / "recipes"
         shutil.copytree((RECIPES / name).parent, folder)
         path = folder / f"{Path(name).name}.yaml"
+        (folder / "length.py").write_text(LENGTH)
         if row := HUB.get(name):
             rows = [
                 row | {key: f"{n}: {text}" for key, text in row.items() if key != "answer"}
