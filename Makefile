@@ -10,6 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
 LOCKS := toolkit/environments/locks
+CORES := $(shell getconf _NPROCESSORS_ONLN)
 RECIPE ?= recipes/demo/tickets.yaml
 CPU_ENVIRONMENTS := train-cpu quantize-cpu vllm-cpu router
 # Tests in these folders import torch and run in their stage's environment, not in the core.
@@ -65,8 +66,8 @@ test: check integration ## everything: check, then the tests with real models an
 check: setup ## format, lint, types, fast tests: under two minutes
 	@$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
-	$(BIN)/mypy
-	$(BIN)/pytest -q -n 4 --dist loadfile -m "not integration and not gpu" $(CORE_TESTS)
+	$(BIN)/mypy --num-workers $(CORES)
+	$(BIN)/pytest -q -n $$(($(CORES) + 1)) --dist loadfile -m "not integration and not gpu" $(CORE_TESTS)
 
 integration: check
 	@$(BIN)/toolkit env sync $(CPU_ENVIRONMENTS)
