@@ -329,10 +329,11 @@ def test_the_peak_is_said(ctx, monkeypatch):
     monkeypatch.setattr(StageContext, "note", lambda _, text: said.append(text))
     monkeypatch.setattr(watch, "peaks", lambda *_: {"fp8": 1.4e15, "bf16": 8.034e14})
     assert Limit.measure(work(fp8=True), Ranks(count=4), ctx).ranks == 4
-    assert said == [
+    (text,) = said
+    assert text == (
         "matrix products reach fp8 1,400.0 TFLOP/s, bf16 803.4 TFLOP/s on this device: "
         "MFU is the share of that"
-    ]
+    )
 
 
 # --- which steps are recorded ---------------------------------------------------------------------

@@ -103,6 +103,7 @@ class Progress:
         self._line: ProgressLine | None = None
         self._text = "starting"
         self._shown: Mapping[str, Any] = {}
+        self._unit = ""
 
     def show(self, step: str, event: Mapping[str, Any]) -> None:
         """Take one event."""
@@ -113,7 +114,8 @@ class Progress:
             self._text = "starting" if kind == "started" else waiting
             self._shown = {}
         elif kind == "progress":
-            self._shown = event["shown"] or self._shown  # between two steps nothing new is known
+            if event["shown"] or event["unit"] != self._unit:  # else nothing new is known
+                self._shown, self._unit = event["shown"], event["unit"]
             self._text = _progress_text(event, self._shown)
         elif kind == "note":
             self._text = event["text"]
@@ -149,5 +151,6 @@ def _progress_text(event: Mapping[str, Any], shown: Mapping[str, Any]) -> str:
         IN_SHORT[key](value) if key in IN_SHORT else f"{key} {_number(value)}"
         for key, value in shown.items()
     ]
-    amount = f"{done:g}/{total:g}" if total else f"{done:.0f}"
-    return f"{share} {amount} {event['unit']}  {'  '.join(parts)}".strip()
+    unit, scale = ("MB", 1e6) if event["unit"] == "B" else (event["unit"], 1)
+    amount = f"{done / scale:.6g}/{total / scale:.6g}" if total else f"{done / scale:.0f}"
+    return f"{share} {amount} {unit}  {'  '.join(parts)}".strip()
