@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from statistics import mean
+from statistics import fmean
 from typing import Any
 
 PERIOD_S = 1.0
@@ -108,14 +108,14 @@ def _between(before: Look, after: Look, seconds: float) -> float:
     if before.energy_joules is not None and after.energy_joules is not None:
         return max(0.0, after.energy_joules - before.energy_joules)
     known = [look.power_watts for look in (before, after) if look.power_watts is not None]
-    return mean(known) * seconds if known else 0.0
+    return fmean(known) * seconds if known else 0.0
 
 
 def _named(looks: Sequence[Look]) -> dict[str, float]:
     used = [v for look in looks if (v := look.utilization_percentage) is not None]
     power = [v for look in looks if (v := look.power_watts) is not None]
     found = {"gpu_utilization_percentage": used, "gpu_power_usage_watts": power}
-    return {name: mean(values) for name, values in found.items() if values}
+    return {name: fmean(values) for name, values in found.items() if values}
 
 
 def watch_gpus(count: int) -> Gpus | None:
@@ -163,7 +163,7 @@ def nvml(names: Sequence[str]) -> Reader | None:
         milliwatts = told(pynvml.nvmlDeviceGetPowerUsage)
         millijoules = told(pynvml.nvmlDeviceGetTotalEnergyConsumption)
         return Look(
-            mean(used) if used else None,
+            fmean(used) if used else None,
             sum(milliwatts) / 1000 if milliwatts else None,
             sum(millijoules) / 1000 if millijoules else None,
         )
@@ -198,7 +198,7 @@ def parse(text: str) -> Look | None:
     used = [row[0] for row in rows if row[0] is not None]
     power = [row[1] for row in rows if row[1] is not None]
     return Look(
-        mean(used) if len(used) == len(rows) else None,
+        fmean(used) if len(used) == len(rows) else None,
         sum(power) if len(power) == len(rows) else None,
     )
 

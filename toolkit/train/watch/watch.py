@@ -12,7 +12,7 @@ from collections import deque
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
+from statistics import fmean
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -123,6 +123,7 @@ class Watch(AbstractContextManager["Watch"]):
         self._done, self._total = position.step, total
         self._kwh = position.energy_kwh
         self._recent: deque[Taken] = deque(maxlen=RECENT)
+        self._sum: Taken | None = None  # of them, once asked for
         self._unsaid, self._first, self._later = Taken(), Taken(), Taken()
         self._memory: dict[str, float] = {}
         self._memory_at = 0.0
@@ -189,6 +190,7 @@ class Watch(AbstractContextManager["Watch"]):
             return
         self._later += taken
         self._recent.append(taken)
+        self._sum = None
 
     def numbers(self) -> dict[str, float]:
         """Metrics of the steps since the last call; all but the counters are means over them."""
@@ -239,13 +241,22 @@ class Watch(AbstractContextManager["Watch"]):
         if self._kwh:
             found["energy_kwh"] = self._kwh
         for name in {name for one in self._all_gpu for name in one}:
-            found[name] = mean(one[name] for one in self._all_gpu if name in one)
+            found[name] = fmean(one[name] for one in self._all_gpu if name in one)
         return found
 
     @property
     def _lately(self) -> Taken:
         """The last steps; the first one only until there are others, because it compiles."""
-        return sum(self._recent, Taken()) if self._recent else self._first
+        if not self._recent:
+            return self._first
+        if self._sum is None:
+            self._sum = Taken(
+                len(self._recent),
+                sum(taken.seconds for taken in self._recent),
+                sum(taken.tokens for taken in self._recent),
+                sum(taken.ideal_s for taken in self._recent),
+            )
+        return self._sum
 
     def _look(self) -> None:
         now = time.monotonic()
