@@ -106,6 +106,8 @@ def test_steps_are_recorded_and_what_is_trained_is_the_same(train_config, contex
     table = (folder / "steps-3-4.txt").read_text()
     assert table.startswith("Steps 3:4 of rank 0; the 20 operators that took most by themselves.")
     assert "Self CPU %" in table
+    assert "aten::mm" in table
+    assert "step 3" not in table
     assert not (plain.output / "profile").exists()
 
 

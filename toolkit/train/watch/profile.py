@@ -95,7 +95,10 @@ class Recorder:
     def _table(self, profiler: Any) -> str:
         on_gpu = self._ctx.device == "cuda"
         key = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-        shown: str = profiler.key_averages().table(
+        operators = profiler.key_averages()
+        # labels, such as that of a step, hold the time of all within them a second time
+        operators[:] = [one for one in operators if not one.is_user_annotation]
+        shown: str = operators.table(
             sort_by=key, row_limit=OPERATORS, max_name_column_width=NAME_WIDTH
         )
         head = f"Steps {self.window} of rank 0; the {OPERATORS} operators that took most by themselves."
