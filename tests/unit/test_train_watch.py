@@ -20,7 +20,7 @@ from toolkit.stages import StageContext
 from toolkit.tracking.uploads import PROFILE_LIMIT, small_files
 from toolkit.train.checkpoint import Position
 from toolkit.train.parallel.ranks import Ranks
-from toolkit.train.watch import gpus, peak, watch
+from toolkit.train.watch import gpus, peak, plots, watch
 from toolkit.train.watch.flops import Work, windows
 from toolkit.train.watch.gpus import Gpus, Look
 from toolkit.train.watch.watch import Limit, Taken, Watch
@@ -334,6 +334,10 @@ def test_the_peak_is_said(ctx, monkeypatch):
         "matrix products reach fp8 1,400.0 TFLOP/s, bf16 803.4 TFLOP/s on this device: "
         "MFU is the share of that"
     )
+
+
+def test_a_slow_step_moves_no_curve():
+    assert plots.middles([1, 9, 9, 9, 2, 9], 3) == [1, 5, 9, 9, 9, 9]
 
 
 # --- which steps are recorded ---------------------------------------------------------------------

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
-from toolkit.train.curves import Curve, read_curve, smoothed
+from toolkit.train.curves import Curve, read_curve
 
 COLOURS = ("#4c78a8", "#e45756", "#54a24b")
 
@@ -64,6 +65,11 @@ def draw(metrics: Path, folder: Path, title: str) -> list[Path]:
     return made
 
 
+def middles(values: Sequence[float], window: int) -> list[float]:
+    """Median of the last ``window`` values at every place: one slow step, the first, moves no curve."""
+    return [median(values[max(0, i + 1 - window) : i + 1]) for i in range(len(values))]
+
+
 def _curves(metrics: Path, panel: Panel) -> dict[str, Curve]:
     read = {key: read_curve(metrics, key) for key in panel.lines}
     return {key: curve for key, curve in read.items() if curve[0]}
@@ -97,8 +103,8 @@ def _panel(axes: Any, panel: Panel, curves: Mapping[str, Curve]) -> None:
         axes.plot(steps, values, color=colour, alpha=0.35 if faint else 1, linewidth=1.2,
                   marker=marker, label=panel.lines[key])  # fmt: skip
         if faint:
-            mean = smoothed(values, window)
-            axes.plot(steps, mean, color=colour, linewidth=2, label=f"mean of {window}")
+            middle = middles(values, window)
+            axes.plot(steps, middle, color=colour, linewidth=2, label=f"median of {window}")
     axes.set_ylabel(panel.label)
     axes.set_ylim(bottom=0, top=panel.top)
     axes.grid(alpha=0.25)
