@@ -148,8 +148,12 @@ def test_a_run_that_fails_within_the_window_leaves_no_half_profile(
     with pytest.raises(StepFailedError):
         Train().run(train_config(evaluate_every=2), ctx)
     assert not (ctx.state / "profile").exists()
-    after = context("after", profile_steps=(1, 1))  # the profiler is free again
     monkeypatch.undo()
+    monkeypatch.setattr(sft, "collate", _refuse)  # in the middle of a step
+    with pytest.raises(StepFailedError):
+        Train().run(train_config(), context("middle", profile_steps=(1, 8)))
+    monkeypatch.undo()
+    after = context("after", profile_steps=(1, 1))  # the profiler is free again
     Train().run(train_config(max_steps=1), after)
     assert (after.output / "profile" / "steps-1-1.txt").is_file()
 

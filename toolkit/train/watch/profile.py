@@ -61,6 +61,9 @@ class Recorder:
 
     def drop(self) -> None:
         """Forget what was recorded: training ended within the window."""
+        if self._label is not None:
+            self._label.__exit__(None, None, None)
+            self._label = None
         if self._profiler is not None:
             self._profiler.stop()
             self._profiler = None

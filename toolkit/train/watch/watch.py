@@ -209,6 +209,7 @@ class Watch(AbstractContextManager["Watch"]):
 
     def shown(self) -> dict[str, float]:
         """What stands in the progress line: means over the last :data:`RECENT` steps."""
+        self._look()
         found = {"eta_s": self.left_s, **self._lately.speed}
         found |= {k: v for k, v in self._memory.items() if k in PEAKS}
         look = self._gpus.last if self._gpus else None
