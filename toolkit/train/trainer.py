@@ -21,6 +21,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -294,12 +295,13 @@ class Copied(Engine):
     name: ClassVar[str] = "ddp"
 
 
+@cache
 def _know_numbered_cpus() -> None:
     """Accelerate numbers the CPUs of several processes, and torch restores nothing onto ``cpu:0`` by itself."""
     from torch.serialization import register_package
 
     register_package(
-        1, lambda _: None, lambda storage, place: storage if place.startswith("cpu:") else None
+        17, lambda _: None, lambda storage, place: storage if place.startswith("cpu:") else None
     )
 
 
