@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from toolkit.errors import EngineError, ProofError
 from toolkit.recipe.serve import ServeSection
 from toolkit.serving import gpus, router
 from toolkit.serving.control import ControlServer, forget_sockets, request, socket_folder
-from toolkit.serving.events import Events
+from toolkit.serving.events import Events, last
 from toolkit.serving.gpus import Gpu
 from toolkit.serving.replicas import TOKENS
 from toolkit.serving.restarts import Restarts
@@ -211,9 +212,46 @@ def test_a_long_temporary_folder_does_not_make_a_long_socket(tmp_path, monkeypat
 def test_a_lost_reader_does_not_stop_events(tmp_path):
     read, write = os.pipe()
     os.close(read)
-    events = Events(tmp_path / "events.jsonl", os.fdopen(write, "w"))
+    with os.fdopen(write, "w") as pipe:
+        events = Events(tmp_path / "events.jsonl", pipe)
     events.send("one", value=1)
     events.send("two")
+    events.close()
     lines = [json.loads(x) for x in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert [(x["event"], x.get("value")) for x in lines] == [("one", 1), ("two", None)]
     assert abs(lines[0]["time"] - time.time()) < 60
+
+
+def test_a_reader_that_was_stopped_holds_nothing_up_and_hears_the_end(tmp_path):
+    read, write = os.pipe()
+    with os.fdopen(write, "w") as pipe:
+        events = Events(tmp_path / "events.jsonl", pipe)
+        for number in range(2000):  # half a MiB: eight times what a pipe holds
+            events.send("parts", number=number, text="x" * 200)
+        events.send("stopped")
+        assert last(tmp_path / "events.jsonl")["event"] == "stopped"
+    heard = []
+    with os.fdopen(read, "rb") as pipe, ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: heard.extend(pipe))  # SIGCONT
+        events.close()
+    numbers = [json.loads(line).get("number") for line in heard]
+    assert numbers[0] == 0
+    assert numbers[-3:] == [1998, 1999, None]
+    assert len(numbers) < 2001
+
+
+def test_a_server_that_ends_does_not_wait_for_a_reader_that_was_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr("toolkit.serving.events.FAREWELL_S", 0.05)
+    read, write = os.pipe()
+    with os.fdopen(write, "w") as pipe, os.fdopen(read):
+        events = Events(tmp_path / "events.jsonl", pipe)
+        events.send("stopped", text="x" * 200_000)
+        events.close()
+
+
+@pytest.mark.parametrize("text", [None, "", '{"event": "sto', "[1]\n"])
+def test_the_end_of_a_file_that_has_none_is_nothing(tmp_path, text):
+    file = tmp_path / "events.jsonl"
+    if text is not None:
+        file.write_text(text)
+    assert last(file) == {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from toolkit.serving.replicas import Fleet, Replica
 from toolkit.serving.router import Router
 from toolkit.serving.state import PartState, ServerSpec
 
+FAREWELL_S = 1.0
+"""What the front may take to hear that its time is over."""
 JOIN_S = 30.0
 """What a part may take to end; then this process ends, and the guards do the rest."""
 
@@ -55,11 +58,15 @@ class Crew:
             self.router = self._make_router(owner, pair)
 
     def end(self) -> None:
-        """Stop every part and wait for it."""
-        for part in self.parts:
-            part.stop()
-        for part in self.parts:
-            part.join(JOIN_S)
+        """Stop every part and wait for it: the front first.
+
+        So a request that is still open hears from the front that the server stops, and none is cut off by its engine.
+        """
+        if self._front:
+            with contextlib.suppress(EngineError):  # it drained and is gone, or hangs
+                self._front.drain(0.0, timeout_s=FAREWELL_S)
+            _end([self._front])
+        _end([part for part in (*self.replicas, self.router) if part])
 
     @property
     def front(self) -> Front:
@@ -114,3 +121,10 @@ class Crew:
                 "toolkit env sync router",
             )
         return Router(owner, self.spec.router.interpreter(), pair, self.spec.place / "router.log")
+
+
+def _end(parts: Sequence[Part]) -> None:
+    for part in parts:
+        part.stop()
+    for part in parts:
+        part.join(JOIN_S)
