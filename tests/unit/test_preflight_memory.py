@@ -82,12 +82,18 @@ def test_mixtures_and_latent_attention_are_not_guessed():
 
 
 def test_the_fullest_gpu_of_the_driver_speaks_for_all():
-    text = "NVIDIA H100 80GB HBM3, 9.0, 81559, 4\nNVIDIA H100 80GB HBM3, 9.0, 81559, 40000\n"
+    name = "NVIDIA H100 80GB HBM3"
+    text = f"{name}, Disabled, 9.0, 81559, 4\n{name}, [N/A], 9.0, 81559, 40000\n"
     gpu = parse(text)
     assert gpu == GpuFacts("NVIDIA H100 80GB HBM3", 9.0, 81559 * 2**20, 40000 * 2**20, 2)
 
 
-@pytest.mark.parametrize("text", ["", "NVIDIA Thor, [N/A], [N/A], [N/A]\n"])
+def test_of_a_gpu_that_is_cut_only_the_generation_is_known():
+    text = "NVIDIA H100, Enabled, 9.0, [Insufficient Permissions], [Insufficient Permissions]\n"
+    assert parse(text) == GpuFacts("NVIDIA H100", 9.0, None, count=7)
+
+
+@pytest.mark.parametrize("text", ["", "NVIDIA Thor, [N/A], [N/A], [N/A], [N/A]\n"])
 def test_a_driver_that_does_not_say_leaves_it_open(text):
     assert parse(text) is None
 

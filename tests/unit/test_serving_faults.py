@@ -177,7 +177,7 @@ def test_a_gpu_that_fell_off_the_bus_is_named(tmp_path):
 
 def test_a_gpu_without_a_memory_of_its_own_is_said_to_be_so():
     with pytest.raises(EngineError, match="does not say how much memory") as error:
-        gpus.read("0, GPU-aa, [N/A], [N/A]\n")
+        gpus.read("0, GPU-aa, [N/A], [N/A], [N/A]\n")
     assert "nvidia-smi" in error.value.hint
 
 

@@ -51,7 +51,7 @@ FOUR = [gpu(n) for n in range(4)]
 
 
 def test_nvidia_smi_is_read():
-    text = "0, GPU-aa, 81559, 81040\n1, GPU-bb, 81559, 40000\n"
+    text = "0, GPU-aa, 81559, 81040, Disabled\n1, GPU-bb, 81559, 40000, [N/A]\n"
     assert gpus.read(text) == [Gpu("0", "GPU-aa", 81559, 81040), Gpu("1", "GPU-bb", 81559, 40000)]
 
 
@@ -61,6 +61,11 @@ def test_nvidia_smi_is_read():
         (None, "0123"),
         ("2,0", "20"),
         ("GPU-3abc", "3"),
+        ("GPU-3", "3"),
+        ("GPU-2abc, 1", "21"),
+        ("GPU-9", ""),
+        ("3abc", ""),
+        ("MIG-0", ""),
         ("", ""),
         ("1,nine,2", "1"),
     ],

@@ -6,7 +6,9 @@ import subprocess
 from dataclasses import dataclass, replace
 
 _TIMEOUT_S = 3.0
-_QUERY = "name,compute_cap,memory.total,memory.used"
+_QUERY = "name,mig.mode.current,compute_cap,memory.total,memory.used"
+_MOST_PARTS = 7
+"""MIG devices that one GPU can be cut into: how many there are, and how large, is read when an engine starts."""
 
 
 @dataclass(frozen=True)
@@ -16,7 +18,7 @@ class GpuFacts:
     Attributes:
         name: As the driver names it.
         capability: Compute capability: 8.0 Ampere, 8.9 Ada, 9.0 Hopper, 10.0 and 12.0 Blackwell.
-        memory_bytes: All of it.
+        memory_bytes: All of it; ``None`` for one that is cut into MIG devices.
         used_bytes: What other processes hold now.
         count: GPUs of the machine.
     """
@@ -47,7 +49,7 @@ def ask_driver() -> GpuFacts | None:
 
 
 def parse(text: str) -> GpuFacts | None:
-    """Lines of ``name, capability, MiB in all, MiB used``; the GPU with most memory in use speaks for all."""
+    """Lines as :data:`_QUERY` asks for; the GPU with most memory in use speaks for all."""
     try:
         found = [_row(line) for line in text.strip().splitlines()]
     except ValueError:  # a driver that writes [N/A]
@@ -55,9 +57,11 @@ def parse(text: str) -> GpuFacts | None:
     if not found:
         return None
     fullest = max(found, key=lambda gpu: gpu.used_bytes)
-    return replace(fullest, count=len(found))
+    return replace(fullest, count=sum(gpu.count for gpu in found))
 
 
 def _row(line: str) -> GpuFacts:
-    name, capability, total, used = (part.strip() for part in line.rsplit(",", 3))
+    name, mode, capability, total, used = (part.strip() for part in line.rsplit(",", 4))
+    if mode == "Enabled":
+        return GpuFacts(name, float(capability), count=_MOST_PARTS)
     return GpuFacts(name, float(capability), int(total) * 2**20, int(used) * 2**20)

@@ -1,7 +1,7 @@
 """What a supervisor tells: JSON lines for the command that started it, and for good in ``events.jsonl``.
 
-Nothing that a server does waits for whoever reads: a command that was stopped (Ctrl-Z) reads nothing, and its pipe holds
-64 KiB. What it missed lies in the file; :func:`last` reads how that ends.
+Nothing that a server does waits for whoever reads: a command that was stopped (Ctrl-Z) reads nothing, and its pipe
+holds 64 KiB. What it missed lies in the file; :func:`last` reads how that ends.
 """
 
 from __future__ import annotations
