@@ -11,10 +11,12 @@ from dataclasses import replace
 
 import pytest
 
+from tests import redis_server
 from tests.gateway.conftest import CANARY, ROUTES, STABLE, request
 from toolkit.gateway.table import Route
 
 pytestmark = pytest.mark.integration  # waits for deadlines, half a minute in all
+server = redis_server.server
 
 
 class Stream(threading.Thread):
@@ -352,6 +354,25 @@ def test_deterministic_answers_come_from_the_cache(fronts, upstream):
     new = replace(front.table, certificate={"proofs": "new"})
     front.put(new)
     assert front.chat("cache me", temperature=0)[1]["x-toolkit-cache"] == "miss"
+
+
+def test_servers_of_one_model_share_answers_in_redis_and_others_do_not(fronts, upstream, server):
+    """Each has proven its model itself, at another time and under another id."""
+    kept = {"cache": {"kind": "redis", "url_env": "REDIS_URL"}}
+    both = [fronts(upstream, front=kept, environ={"REDIS_URL": server.url}) for _ in range(2)]
+    for number, front in enumerate(both):
+        told = {
+            "answers": "same",
+            "id": str(number),
+            "time": f"12:0{number}",
+            "phases": {"total": number},
+        }
+        front.put(replace(front.table, certificate=told))
+    first, again = (front.chat("share me", temperature=0) for front in both)
+    assert (first[1]["x-toolkit-cache"], again[1]["x-toolkit-cache"]) == ("miss", "hit")
+    assert first[2] == again[2]
+    both[1].put(replace(both[1].table, certificate={"answers": "of another template"}))
+    assert both[1].chat("share me", temperature=0)[1]["x-toolkit-cache"] == "miss"
 
 
 def test_sockets_and_files_are_private(front):

@@ -402,6 +402,7 @@ def test_stop_over_the_control_socket_takes_its_own_drain(tmp_path):
         server.ready()
         behave(server, delay_s=0.5)
         Stream(server.url, tokens=100).begun()
+        assert server.status()["in_flight"] == {"m": 1}
         folder = Path(server.spec.folder).parent
         record = records.pick(folder, None)
         assert record.status().ready

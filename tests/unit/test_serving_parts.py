@@ -5,6 +5,7 @@ import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from toolkit.serving import gpus, router
 from toolkit.serving.control import ControlServer, forget_sockets, request, socket_folder
 from toolkit.serving.events import Events, last
 from toolkit.serving.gpus import Gpu
+from toolkit.serving.proofs import NO_ANSWER, _options
 from toolkit.serving.replicas import TOKENS
 from toolkit.serving.restarts import Restarts
 from toolkit.serving.state import AdapterSpec, InterpreterSpec, PartState, ServerSpec, ServerStatus
@@ -151,6 +153,27 @@ def test_the_name_of_the_base_does_not_hang_on_the_adapters_that_are_loaded(tmp_
     deployment = spec(tmp_path).deployment(())
     assert isinstance(deployment, Deployment)
     assert deployment.base_name == "tickets-base"
+
+
+def test_where_and_for_whom_a_server_serves_changes_no_answer(tmp_path):
+    assert set(ServeSection.model_fields) > NO_ANSWER
+    one = spec(tmp_path)
+    moved = {
+        "port": 9,
+        "replicas": 3,
+        "max_concurrent": 8,
+        "front": {"keys": True},
+        "name": "other",
+    }
+    assert _options(replace(one, name="b", serve={**one.serve, **moved})) == _options(one)
+    for other in (
+        {"seed": 1},
+        {"dtype": "fp16"},
+        {"kv_cache_type": "fp8"},
+        {"extra_args": ["--x"]},
+    ):
+        assert _options(replace(one, serve={**one.serve, **other})) != _options(one)
+    assert _options(replace(one, engine_digest="other lock")) != _options(one)
 
 
 def test_a_status_survives_json():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -92,6 +92,13 @@ class Crew:
     def states(self) -> tuple[PartState, ...]:
         """Of every part."""
         return tuple(part.state for part in self.parts)
+
+    def in_flight(self) -> Mapping[str, int]:
+        """Open requests by the engine's name of what answers; empty while the front does not say."""
+        try:
+            return dict(self.front.status().get("in_flight", {}))
+        except EngineError:
+            return {}
 
     def _devices(self) -> list[tuple[gpus.Gpu, ...]]:
         section = self.spec.section

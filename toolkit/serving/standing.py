@@ -105,6 +105,7 @@ class Standing:
             engine=self._spec.section.engine,
             pid=os.getpid(),
             parts=self._crew.states(),
+            in_flight=self._crew.in_flight(),
             startup={phase: round(seconds, 2) for phase, seconds in self.startup.items()},
         )
 
