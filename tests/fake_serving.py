@@ -48,7 +48,7 @@ class Shown:
         return Shown(self.target, [a for a in self.adapters if a.model_id != model_id])
 
 
-def made(shown, *, name, phases=None, fingerprints=None):
+def made(shown, *, name, phases=None, **_):
     proven = [[s.target.model_id, *(a.model_id for a in s.adapters)] for s in shown]
     return {"id": "fake", "name": name, "phases": phases, "proofs": proven}
 
