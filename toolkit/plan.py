@@ -346,7 +346,7 @@ def _draft(serve: ServeSection | None) -> tuple[str, ...]:
 
 _NOT_SCORED = {
     *("models", "name", "adapters", "questions", "prefer"),
-    *("live_adapters", "adapter_slots", "max_rank", "watch_s"),
+    *("live_adapters", "adapter_slots", "adapter_targets", "max_rank", "watch_s"),
     *("front", "proof", "replicas", "drain_s", "log_requests"),
 }
 """Keys of ``serve`` that an evaluation through the engine does not read."""

@@ -1,4 +1,8 @@
-"""Transformers' own ``generate`` on a batch: what people have before they have an engine. Prints one line of JSON."""
+"""Transformers' own ``generate``: what people have before they have an engine. Prints one line of JSON.
+
+Once on a batch, as if all clients had asked in the same moment, and once on one prompt after the other, which is what
+clients get who ask when they like: ``generate`` takes nobody into a batch that runs.
+"""
 
 from __future__ import annotations
 
@@ -60,12 +64,17 @@ def main() -> None:
         taken = rounds(
             model, options.batch, options.prompt_tokens, options.max_tokens, options.budget_s
         )
+        alone = rounds(model, 1, options.prompt_tokens, options.max_tokens, options.budget_s / 4)
     tokens = options.batch * options.max_tokens
     result = {
         "batch": options.batch,
         "load_s": round(loaded, 1),
         "seconds": taken,
         "tokens_per_s": round(tokens * len(taken) / sum(taken), 1),
+        "one_by_one": {
+            "seconds": alone,
+            "tokens_per_s": round(options.max_tokens * len(alone) / sum(alone), 1),
+        },
         "attention": model.config._attn_implementation,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.engines import ENGINES, Adapter, Call, Command, Deployment, versioned
+from toolkit.engines import BLOCK, ENGINES, Adapter, Call, Command, Deployment, versioned
 from toolkit.engines.parsers import command_line, known_versions
 from toolkit.engines.sglang import Sglang
 from toolkit.engines.vllm import Vllm, allowed_rank
@@ -38,6 +38,12 @@ CASES = {
         adapters=VERSIONED, serve={"adapter_slots": 4, "max_rank": 64}
     ),
     "cuda-adapters-that-stay": deployment(adapters=TWO, serve={"live_adapters": False}),
+    "cuda-adapter-of-a-block": deployment(
+        adapters=(Adapter("tickets", Path("/adapters/tickets"), 24, ("q_proj", "v_proj")),)
+    ),
+    "cuda-adapter-targets": deployment(
+        adapters=ONE, serve={"adapter_targets": ["q_proj", "v_proj"]}
+    ),
     "cuda-room-for-adapters": deployment(serve={"adapter_slots": 2, "max_rank": 16}),
     "cuda-quantized": deployment(
         model=Path("/models/gptq"), chat_template=None, name="tickets-gptq"
@@ -90,6 +96,25 @@ CASES = {
         }
     ),
 }
+
+
+def targets_of(*targets, **serve):
+    made = tuple(Adapter(f"a{n}", Path("/a"), 8, given) for n, given in enumerate(targets))
+    return deployment(adapters=made, serve=serve).targets
+
+
+def test_room_for_later_adapters_is_in_the_block_but_not_in_embedding_and_head():
+    assert targets_of(("q_proj",), ("v_proj", "q_proj")) == BLOCK
+    assert targets_of(("q_proj",), ("v_proj", "q_proj"), live_adapters=False) == (
+        "q_proj",
+        "v_proj",
+    )
+    assert targets_of(("q_proj",), adapter_targets=["o_proj"]) == ("o_proj",)
+
+
+@pytest.mark.parametrize("other", [("lm_head",), ("qkv_proj",), None])
+def test_other_modules_than_those_of_a_block_need_room_everywhere(other):
+    assert targets_of(("q_proj",), other) is None
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])

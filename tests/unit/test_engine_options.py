@@ -23,7 +23,7 @@ ELSEWHERE = {
     ),
     *("front", "proof", "extra_args", "questions", "adapters"),
     *("dtype", "max_concurrent", "memory_fraction", "kv_cache_gib", "eager"),
-    *("live_adapters", "adapter_slots", "max_rank"),
+    *("live_adapters", "adapter_slots", "adapter_targets", "max_rank"),
 }
 """Keys of serve that the engines' own modules write, or that no engine sees."""
 

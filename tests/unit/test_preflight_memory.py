@@ -81,21 +81,40 @@ def test_mixtures_and_latent_attention_are_not_guessed():
     assert BaseFacts(LLAMA_8B | {"num_local_experts": 8}).weight_bytes is None
 
 
+TWO_GPUS = (
+    "0, GPU-1a2b, NVIDIA H100 80GB HBM3, Disabled, 9.0, 81559, 4\n"
+    "1, GPU-3c4d, NVIDIA H100 80GB HBM3, [N/A], 9.0, 81559, 40000\n"
+)
+
+
 def test_the_fullest_gpu_of_the_driver_speaks_for_all():
-    name = "NVIDIA H100 80GB HBM3"
-    text = f"{name}, Disabled, 9.0, 81559, 4\n{name}, [N/A], 9.0, 81559, 40000\n"
-    gpu = parse(text)
+    gpu = parse(TWO_GPUS, {})
     assert gpu == GpuFacts("NVIDIA H100 80GB HBM3", 9.0, 81559 * 2**20, 40000 * 2**20, 2)
 
 
-def test_of_a_gpu_that_is_cut_only_the_generation_is_known():
-    text = "NVIDIA H100, Enabled, 9.0, [Insufficient Permissions], [Insufficient Permissions]\n"
-    assert parse(text) == GpuFacts("NVIDIA H100", 9.0, None, count=7)
+@pytest.mark.parametrize("named", ["0", "GPU-1a", " 0 ,7"])
+def test_gpus_that_are_hidden_do_not_count(named):
+    gpu = parse(TWO_GPUS, {"CUDA_VISIBLE_DEVICES": named})
+    assert gpu == GpuFacts("NVIDIA H100 80GB HBM3", 9.0, 81559 * 2**20, 4 * 2**20, 1)
 
 
-@pytest.mark.parametrize("text", ["", "NVIDIA Thor, [N/A], [N/A], [N/A], [N/A]\n"])
+@pytest.mark.parametrize(
+    ("named", "count"),
+    [(None, 7), ("0", 1), ("MIG-aa,MIG-bb", 2), ("MIG-GPU-1a2b/1/0", 1), ("1", None)],
+)
+def test_of_a_gpu_that_is_cut_only_the_generation_is_known(named, count):
+    text = "0, GPU-1a2b, NVIDIA H100, Enabled, 9.0, [Insufficient Permissions], [N/A]\n"
+    gpu = parse(text, {} if named is None else {"CUDA_VISIBLE_DEVICES": named})
+    assert gpu == (count and GpuFacts("NVIDIA H100", 9.0, None, count=count))
+
+
+def test_where_all_gpus_are_hidden_there_is_none():
+    assert parse(TWO_GPUS, {"CUDA_VISIBLE_DEVICES": ""}) is None
+
+
+@pytest.mark.parametrize("text", ["", "0, GPU-1a2b, NVIDIA Thor, [N/A], [N/A], [N/A], [N/A]\n"])
 def test_a_driver_that_does_not_say_leaves_it_open(text):
-    assert parse(text) is None
+    assert parse(text, {}) is None
 
 
 def test_a_profile_describes_the_gpus_of_another_machine():

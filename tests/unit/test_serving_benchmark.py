@@ -97,7 +97,8 @@ def test_ratios_are_of_the_right_things(tools):
 
     found = {
         "vllm-bf16/base-64/0": level(100), "vllm-bf16/base-64/1": level(100), "vllm-bf16/one-64/0": level(90),
-        "vllm-bare/base-64/0": level(110), "hf/generate": {"tokens_per_s": 10.0, "batch": 64},
+        "vllm-bare/base-64/0": level(110),
+        "hf/generate": {"tokens_per_s": 10.0, "batch": 64, "one_by_one": {"tokens_per_s": 2.0}},
     }  # fmt: skip
     table = tools["report"].throughput(found, 64)
     assert (
@@ -106,7 +107,8 @@ def test_ratios_are_of_the_right_things(tools):
     )
     goals = tools["report"].goals(found)
     assert "| vllm: cost of 1 adapter, bf16, 64 clients | 10.0 % | <= 12 % | yes |" in goals
-    assert "| vllm: base to HF generate, 64 clients | 10.0 x | >= 8 x | yes |" in goals
+    assert "| vllm: base to HF generate, 64 clients in one batch | 10.0 x | >= 8 x | yes |" in goals
+    assert "| vllm: base to HF generate, 64 clients one after the other | 50.0 x |" in goals
 
 
 def test_shrink_candidates_fill_every_block(tools):

@@ -71,6 +71,10 @@ VERSION_SHOWN = 16
 """Hex digits of an adapter's digest in its name inside an engine."""
 
 
+BLOCK = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Linear layers of a block of Llama, Mistral, Qwen, Gemma and their kin."""
+
+
 @dataclass(frozen=True)
 class Adapter:
     """A PEFT adapter folder and its name inside the engine, which may be versioned (:func:`versioned`)."""
@@ -78,6 +82,8 @@ class Adapter:
     name: str
     path: Path
     rank: int
+    targets: tuple[str, ...] | None = None
+    """Modules that it changes; ``None`` when a pattern names them."""
 
     @property
     def public_name(self) -> str:
@@ -86,7 +92,7 @@ class Adapter:
 
     @classmethod
     def read(cls, name: str, path: Path) -> Adapter:
-        """Read the rank from ``adapter_config.json``: the largest of ``r`` and ``rank_pattern``.
+        """Read ``adapter_config.json``: the largest of ``r`` and ``rank_pattern``, and the targets.
 
         Raises:
             EngineError: The folder is not a LoRA adapter.
@@ -105,7 +111,9 @@ class Adapter:
                 f"{file} is not the configuration of a LoRA adapter: {error!r}",
                 "train or export it again",
             ) from None
-        return cls(name, path, max(ranks))
+        named = config.get("target_modules")
+        targets = tuple(sorted(map(str, named))) if isinstance(named, list) else None
+        return cls(name, path, max(ranks), targets)
 
 
 @dataclass(frozen=True)
@@ -189,6 +197,23 @@ class Deployment:
     def max_rank(self) -> int:
         """Largest rank that the engine makes room for; 0 without adapters."""
         return self.serve.max_rank or max((adapter.rank for adapter in self.adapters), default=0)
+
+    @property
+    def targets(self) -> tuple[str, ...] | None:
+        """Modules that adapters may change; ``None`` where that is not known, which has to mean all of them.
+
+        One that comes later may change more than those that are there: all linear layers of a block, but not the
+        embedding and the head, whose adapters cost every request, the base's too.
+        """
+        if self.serve.adapter_targets:
+            return self.serve.adapter_targets
+        known = [adapter.targets for adapter in self.adapters]
+        named = {module for targets in known for module in targets or ()}
+        if not named or None in known:
+            return None
+        if not self.live:
+            return tuple(sorted(named))
+        return BLOCK if named <= {*BLOCK} else None
 
     @property
     def eager(self) -> bool:

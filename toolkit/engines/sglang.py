@@ -105,7 +105,7 @@ def _adapters(deployment: Deployment) -> list[str]:
         return []
     argv = [
         *("--enable-lora", "--max-lora-rank", str(deployment.max_rank)),
-        *("--lora-target-modules", "all"),
+        *("--lora-target-modules", *(deployment.targets or ("all",))),
         # A request for the bare base takes a place in the batch too.
         *("--max-loras-per-batch", str(deployment.slots + 1)),
     ]

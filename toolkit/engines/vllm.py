@@ -115,6 +115,8 @@ def _adapters(deployment: Deployment) -> list[str]:
         *("--max-loras", str(deployment.slots)),
         *("--max-cpu-loras", str(max(deployment.slots, known))),
     ]
+    if deployment.serve.adapter_targets:
+        argv += ["--lora-target-modules", *deployment.serve.adapter_targets]
     if deployment.adapters:
         argv += ["--lora-modules", *(f"{a.name}={a.path}" for a in deployment.adapters)]
     return argv

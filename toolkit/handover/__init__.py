@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -202,10 +202,12 @@ def _adapters(recipe: Recipe, subject: str, folder: Path) -> tuple[Adapter, ...]
     found = []
     if subject == "tuned" and recipe.train and recipe.train.method != "full":
         name = recipe.serve.name or recipe.name
-        found.append(Adapter(name, MODELS / "adapters" / name, recipe.train.lora.served_rank))
+        lora = recipe.train.lora
+        targets = None if isinstance(lora.targets, str) else tuple(sorted(lora.targets))
+        found.append(Adapter(name, MODELS / "adapters" / name, lora.served_rank, targets))
     for given in recipe.serve.adapters:
         read = Adapter.read(given.name, folder / given.path)
-        found.append(Adapter(given.name, MODELS / "adapters" / given.name, read.rank))
+        found.append(replace(read, path=MODELS / "adapters" / given.name))
     return tuple(found)
 
 
