@@ -85,8 +85,7 @@ class AllowSection(Section):
 
 
 class CacheSection(Section):
-    """Answers kept for deterministic requests (`temperature: 0`, or a `seed`), by tenant and by what the certificate says
-    decides an answer."""
+    """Answers kept for deterministic requests (`temperature: 0`, or a `seed`), by tenant and by what decides them."""
 
     kind: Literal["memory", "redis"] = "memory"
     """In the front's memory, or in a Redis server, where servers of one model share them."""
