@@ -453,6 +453,21 @@ def test_servers_of_one_model_share_what_decides_an_answer(base):
     assert len({same, *changed}) == 1 + len(changed)
 
 
+def test_what_was_shown_of_an_adapter_is_told_and_what_was_not_too(base):
+    adapter = whole(base).adapters[0]
+    agreed = adapter.agreement
+    assert adapter.told == (
+        f"parity of {adapter.parity.conversations} conversations; "
+        f"effect {adapter.effect_mean:.3g} nats a token; "
+        f"agreement with the training side {agreed.mean:.2g} nats (bound {agreed.tolerance:g})"
+    )
+    foreign = dataclasses.replace(adapter, agreement=None, parity=None).told
+    assert "parity not checked" in foreign
+    assert foreign.endswith(
+        "agreement with the training side NOT CHECKED: it brings no stored logprobs"
+    )
+
+
 def test_adapters_come_and_go_in_a_proof(base):
     proof = whole(base)
     newer = dataclasses.replace(proof.adapters[0], model_id="tickets@2")

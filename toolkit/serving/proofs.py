@@ -8,7 +8,7 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
-from toolkit.proof import EngineProof, OnProof, ProofTarget, ServedAdapter
+from toolkit.proof import AdapterProof, EngineProof, OnProof, ProofTarget, ServedAdapter
 from toolkit.serving.state import AdapterSpec, Endpoint, ServerSpec
 
 NO_ANSWER = frozenset(
@@ -127,6 +127,11 @@ class Proofs:
             adapter.run_id,
             adapter.source,
         )
+
+
+def told(shown: Mapping[str, Any]) -> dict[str, str]:
+    """What people are told of proofs of adapters, by ``lora_name``."""
+    return {name: proof.told for name, proof in shown.items() if isinstance(proof, AdapterProof)}
 
 
 def _options(spec: ServerSpec) -> Mapping[str, Any]:

@@ -26,7 +26,7 @@ from toolkit.serving.crew import Crew
 from toolkit.serving.events import Events
 from toolkit.serving.fleet import Adapters
 from toolkit.serving.parts import Health, Part
-from toolkit.serving.proofs import Proofs
+from toolkit.serving.proofs import Proofs, told
 from toolkit.serving.replicas import Replica
 from toolkit.serving.standing import Standing
 from toolkit.serving.state import AdapterSpec, Endpoint, ServerSpec
@@ -213,6 +213,8 @@ class Supervisor:
     def admit(self, replica: Replica, endpoint: Endpoint, loaded: Sequence[AdapterSpec]) -> None:
         """See ``replicas.Fleet``."""
         shown = dict(self._proofs.prove_engine(endpoint, loaded, replica.proving))
+        for name, text in told(shown).items():
+            self.event("note", part=replica.name, text=f"{name}: {text}")
         with self._change_lock:
             shown |= self._adapters.catch_up(endpoint, loaded)
             self._adapters.certificate(shown)
