@@ -9,17 +9,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from tests.fleet import server_spec
 from toolkit.engines.client import Client
-from toolkit.errors import EngineError
+from toolkit.errors import EngineError, ProofError
 from toolkit.gateway.settings import GatewaySettings
 from toolkit.gateway.table import Table
+from toolkit.recipe.serve import ServeSection
 from toolkit.serving import gpus
 from toolkit.serving.control import ControlServer, forget_sockets, request, socket_folder
 from toolkit.serving.crew import Crew
 from toolkit.serving.front import Front
 from toolkit.serving.gpus import Gpu
+from toolkit.serving.joined import Joined
 from toolkit.serving.parts import Health, StopRequestedError
 from toolkit.serving.replicas import Pulse, Replica
 from toolkit.serving.router import Router
@@ -258,3 +261,51 @@ def test_a_server_stands_by_what_joined_it(standing):
     assert standing.table().reason == "draining"
     assert standing.leave(second)
     assert standing.endpoints() == ()
+
+
+def test_an_engine_of_elsewhere_that_never_answers_ends_the_start(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    made = server_spec(tmp_path, tmp_path, engines=["http://127.0.0.1:9"], start_timeout_s=1)
+    part = Joined(Owner(), made, 1, "http://127.0.0.1:9")
+    with pytest.raises(
+        EngineError, match=r"names http://127.0.0.1:9, which did not answer in 1 s"
+    ) as e:
+        part.live()
+    assert "take it out of serve.engines" in e.value.hint
+    assert part.state.state == "starting"
+
+
+def test_an_engine_of_elsewhere_that_is_refused_when_it_comes_back_gets_no_traffic(tmp_path):
+    """Somebody replaced its model meanwhile; the server goes on without it, and looks again."""
+    (tmp_path / "config.json").write_text("{}")
+    told, gone = [], []
+
+    class Proves(Owner):
+        def event(self, event, **values):
+            told.append(values.get("text", ""))
+
+        def admit(self, replica, endpoint, loaded):
+            assert loaded == ()
+            if part.ready_once.is_set() and endpoint.generation > 2:
+                part.stop()
+            if endpoint.generation > 1:
+                raise ProofError("token 3 differs", "export it again")
+
+        def dismiss(self, endpoint):
+            gone.append(endpoint.generation)
+
+    with answering(CUT_OFF) as url:
+        made = server_spec(tmp_path, tmp_path, engines=[url])
+        part = Joined(Proves(), made, 1, url, again_s=0.01)
+        part._await_health = lambda deadline: None
+        with pytest.raises(StopRequestedError):
+            part.live()
+    assert gone == [1, 2, 3]
+    assert f"{url} left: token 3 differs" in told
+    assert part.state.state == "waiting"
+
+
+@pytest.mark.parametrize("url", ["10.0.0.2:8000", "ftp://a", "http://", "http://a:1/v1"])
+def test_what_is_no_address_of_an_engine(url):
+    with pytest.raises(ValidationError, match=r"write http://10.0.0.2:8000"):
+        ServeSection(engines=(url,))

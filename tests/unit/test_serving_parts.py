@@ -161,6 +161,7 @@ def test_where_and_for_whom_a_server_serves_changes_no_answer(tmp_path):
     moved = {
         "port": 9,
         "replicas": 3,
+        "engines": ["http://h:1"],
         "max_concurrent": 8,
         "front": {"keys": True},
         "name": "other",

@@ -13,8 +13,9 @@ from toolkit.gateway.settings import GatewaySettings
 from toolkit.gateway.table import Table
 from toolkit.serving import gpus
 from toolkit.serving.front import Front
+from toolkit.serving.joined import Joined
 from toolkit.serving.parts import Part
-from toolkit.serving.replicas import Fleet, Replica
+from toolkit.serving.replicas import Fleet, Proving, Replica
 from toolkit.serving.router import Router
 from toolkit.serving.state import PartState, ServerSpec
 
@@ -30,6 +31,7 @@ class Crew:
 
     spec: ServerSpec
     replicas: list[Replica] = field(default_factory=list)
+    joined: list[Joined] = field(default_factory=list)
     router: Router | None = None
     _front: Front | None = None
 
@@ -53,7 +55,9 @@ class Crew:
         for index in range(section.replicas):
             port = held.enter_context(ports.held(0))
             self.replicas.append(Replica(owner, self.spec, index, port, devices=devices[index]))
-        if section.replicas > 1:
+        for index, url in enumerate(section.engines, section.replicas):
+            self.joined.append(Joined(owner, self.spec, index, url))
+        if section.needs_router:
             pair = (held.enter_context(ports.held(0)), held.enter_context(ports.held(0)))
             self.router = self._make_router(owner, pair)
 
@@ -66,7 +70,7 @@ class Crew:
             with contextlib.suppress(EngineError):  # it drained and is gone, or hangs
                 self._front.drain(0.0, timeout_s=FAREWELL_S)
             _end([self._front])
-        _end([part for part in (*self.replicas, self.router) if part])
+        _end([part for part in (*self.engines, self.router) if part])
 
     @property
     def front(self) -> Front:
@@ -82,7 +86,12 @@ class Crew:
     @property
     def parts(self) -> list[Part]:
         """The front first."""
-        return [part for part in (self._front, *self.replicas, self.router) if part]
+        return [part for part in (self._front, *self.engines, self.router) if part]
+
+    @property
+    def engines(self) -> list[Proving]:
+        """Those that it starts, and those that joined."""
+        return [*self.replicas, *self.joined]
 
     @property
     def url(self) -> str | None:
@@ -124,7 +133,7 @@ class Crew:
     def _make_router(self, owner: Fleet, pair: tuple[int, int]) -> Router:
         if self.spec.router is None:
             raise NotInstalledError(
-                "several replicas need the environment 'router', which is not built",
+                "several engines need the environment 'router', which is not built",
                 "toolkit env sync router",
             )
         return Router(owner, self.spec.router.interpreter(), pair, self.spec.place / "router.log")

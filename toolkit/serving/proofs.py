@@ -12,9 +12,9 @@ from toolkit.proof import AdapterProof, EngineProof, OnProof, ProofTarget, Serve
 from toolkit.serving.state import AdapterSpec, Endpoint, ServerSpec
 
 NO_ANSWER = frozenset(
-    {"models", "prefer", "name", "adapters", "live_adapters", "adapter_slots", "max_rank", "watch_s", "host", "port",
-     "max_concurrent", "memory_fraction", "kv_cache_gib", "start_timeout_s", "replicas", "drain_s", "front", "proof",
-     "log_requests", "questions", "cpu_offload_gib", "kv_offload_gib"}
+    {"models", "prefer", "name", "adapters", "live_adapters", "adapter_slots", "adapter_targets", "max_rank",
+     "watch_s", "host", "port", "max_concurrent", "memory_fraction", "kv_cache_gib", "start_timeout_s", "replicas",
+     "engines", "drain_s", "front", "proof", "log_requests", "questions", "cpu_offload_gib", "kv_offload_gib"}
 )  # fmt: skip
 """Keys of ``serve`` that change no answer: where, how many, how long, and for whom. A new key is taken to change it."""
 

@@ -87,7 +87,7 @@ class Standing:
             ready=reason is None,
             reason=reason,
             certificate=self.certificate() if self.ready else {},
-            replicas=dict(Counter(replica.state.state for replica in self._crew.replicas)),
+            replicas=dict(Counter(engine.state.state for engine in self._crew.engines)),
             refuses=self._proofs.refuses(),
             restarts={state.name: state.restarts for state in self._crew.states()},
         )
