@@ -120,13 +120,17 @@ def on_packed(vllm, job: dict) -> dict:
     said, found = {}, {}
     options = job["options"] | {"dtype": "bfloat16"}  # vLLM takes GPTQ and AWQ in 16 bits only
     folders = packed.write(Path(job["base"]), Path(job["answers"]).with_name("on_packed"))
-    for name in ("unpacked", *(name for name in folders if name != "unpacked")):
+    more = (
+        ("bnb",) if job.get("bnb") else ()
+    )  # made by the engine itself, of the weights as they are
+    for name in ("unpacked", *(name for name in folders if name != "unpacked"), *more):
+        given = {"quantization": "bitsandbytes"} if name == "bnb" else {}
         try:
             llm = vllm.LLM(
-                model=str(folders[name]),
+                model=str(folders.get(name, folders["unpacked"])),
                 enable_lora=True,
                 max_lora_rank=SLOT_RANK,
-                **options,
+                **options | given,
             )
             said[name] = [logprobs(vllm, llm, asked) for asked in (None, request)]
             del llm
