@@ -29,15 +29,32 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def product(x: Tensor, frozen: Sequence[Tensor], c: Tensor, d: Tensor, cost: int) -> Tensor:
     """``x W^T + c d`` over (weight, scale[, transposed])."""
-    q, scale = quantize_rows(x)
-    return scaled_add_product(q, scale, frozen[0], frozen[1], c, d, False, x.dtype, cost)
+    return product_of(*quantize_rows(x), frozen, c, d, x.dtype, cost)
+
+
+def product_of(
+    q: Tensor,
+    scale: Tensor,
+    frozen: Sequence[Tensor],
+    c: Tensor,
+    d: Tensor,
+    dtype: torch.dtype,
+    cost: int,
+) -> Tensor:
+    """The same of rows that are quantized already."""
+    return scaled_add_product(q, scale, frozen[0], frozen[1], c, d, False, dtype, cost)
 
 
 def gradient(dy: Tensor, frozen: Sequence[Tensor], c: Tensor, d: Tensor) -> Tensor:
     """``dy W + c d``."""
-    weight, weight_scale = frozen[0], frozen[1]
+    return gradient_of(*quantize_rows(dy * frozen[1]), frozen, c, d, dy.dtype)
+
+
+def gradient_of(
+    q: Tensor, scale: Tensor, frozen: Sequence[Tensor], c: Tensor, d: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """The same of rows of ``dy * weight's scale`` that are quantized already."""
     twice = len(frozen) > 2  # a transposed copy is there
-    q, scale = quantize_rows(dy * weight_scale)
-    one = torch.ones(weight.shape[1], device=dy.device)
-    stored = frozen[2] if twice else weight
-    return scaled_add_product(q, scale, stored, one, c, d, not twice, dy.dtype, 0)
+    stored = frozen[2] if twice else frozen[0]
+    one = torch.ones(frozen[0].shape[1], device=q.device)
+    return scaled_add_product(q, scale, stored, one, c, d, not twice, dtype, 0)

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import (
 )
 
 from toolkit.train.speed import attention as _attention  # noqa: F401 - defines an operator
+from toolkit.train.speed import gated as _gated  # noqa: F401 - defines operators
 from toolkit.train.speed import nf4 as _nf4  # noqa: F401 - defines an operator
 from toolkit.train.speed.choose import Keep
 
@@ -39,13 +40,13 @@ _ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
     torch.ops.toolkit_speed.packed_attention.default,
 }
-_THIN = torch.ops.aten.mm.default
-"""x A^T: a few bytes a token."""
+_THIN = {torch.ops.aten.mm.default, torch.ops.toolkit_speed.quantize_thin.default}
+"""x A^T: a few bytes a token. Of what the other gives, backward reads only that."""
 
 
 def _policy(keep: Keep, _ctx: Any, op: Any, *args: Any, **_kwargs: Any) -> CheckpointPolicy:
     # by name: the compiler takes a number that differs between layers for a size that varies
-    kept = args[-1] >= _LOWEST[keep] if op in _PRODUCTS else op in _ATTENTION or op is _THIN
+    kept = args[-1] >= _LOWEST[keep] if op in _PRODUCTS else op in _ATTENTION | _THIN
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
