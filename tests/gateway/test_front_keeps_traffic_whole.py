@@ -176,6 +176,14 @@ def test_swap_counts_streams_of_the_old_adapter_until_they_end(fronts, upstream)
     front.wait_for(lambda: front.status()["in_flight"] == {})
 
 
+def counted(front):
+    """Requests answered by the stable version and by the canary, as the metrics have them."""
+    text = front.ask("GET", "/metrics")[2].decode()
+    name = 'toolkit_requests_total{key="none",model="tickets",status="200",target="%s"} '
+    lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    return [float(lines.get((name % t).strip(), 0)) for t in ("stable", "canary")]
+
+
 def test_canary_answers_by_header_and_by_weight(fronts, upstream):
     front = fronts(upstream)
 
@@ -185,10 +193,15 @@ def test_canary_answers_by_header_and_by_weight(fronts, upstream):
 
     assert {label() for _ in range(20)} == {"stable"}
     assert label(**{"X-Toolkit-Target": "canary"}) == "canary"
-    front.put(
-        replace(front.table, routes=(Route("tickets", (STABLE, replace(CANARY, weight=1.0))),))
-    )
-    assert {label() for _ in range(40)} == {"stable", "canary"}
+    pair = (replace(STABLE, weight=0.75), replace(CANARY, weight=0.25))
+    front.put(replace(front.table, routes=(Route("tickets", pair),)))
+    before = counted(front)
+    share = [label() for _ in range(300)].count("canary")
+    assert 38 <= share <= 112  # 75, and five standard deviations
+    assert [now - was for now, was in zip(counted(front), before, strict=True)] == [
+        300 - share,
+        share,
+    ]
     status, _, answer = front.ask(
         "POST", "/v1/chat/completions",
         {"model": "tickets", "messages": [{"role": "user", "content": "x"}]}, **{"X-Toolkit-Target": "beta"},
@@ -196,7 +209,18 @@ def test_canary_answers_by_header_and_by_weight(fronts, upstream):
     assert status == 400
     assert "it has: stable, canary" in json.loads(answer)["error"]["message"]
     text = front.ask("GET", "/metrics")[2].decode()
-    assert 'toolkit_requests_total{key="none",model="tickets",status="200",target="canary"}' in text
+    for target in ("stable", "canary"):  # side by side
+        for metric in (
+            "request_seconds_count",
+            "engine_wait_seconds_count",
+            "in_flight",
+            "target_weight",
+        ):
+            assert f'toolkit_{metric}{{model="tickets",target="{target}"}}' in text
+        assert (
+            f'toolkit_tokens_total{{key="none",kind="completion",model="tickets",target="{target}"}}'
+            in text
+        )
 
 
 def test_metrics_say_what_the_supervisor_counts(front):
