@@ -309,3 +309,25 @@ def test_an_engine_of_elsewhere_that_is_refused_when_it_comes_back_gets_no_traff
 def test_what_is_no_address_of_an_engine(url):
     with pytest.raises(ValidationError, match=r"write http://10.0.0.2:8000"):
         ServeSection(engines=(url,))
+
+
+def test_a_router_is_not_ready_before_it_knows_who_joined_while_it_started(tmp_path, monkeypatch):
+    """Otherwise the death of the one worker that it was started with is a 503, though the other is ready."""
+    made, told = router("http://127.0.0.1:12345", tmp_path), []
+    made.add("http://first")
+
+    def watch(_process):
+        told.append(made.state.state)
+        raise StopRequestedError
+
+    monkeypatch.setattr("toolkit.serving.router.server.stop", lambda *_, **__: None)
+    monkeypatch.setattr(made, "_spawn", lambda workers: subprocess.Popen(["true"]))
+    monkeypatch.setattr(
+        made, "_await_health", lambda process: (process.wait(), made.add("http://second"))
+    )
+    monkeypatch.setattr(made, "_list", lambda: ["http://first"])
+    monkeypatch.setattr(made, "_tell", lambda *said: told.append((made.state.state, *said)))
+    monkeypatch.setattr(made, "watch", watch)
+    with pytest.raises(StopRequestedError):
+        made.live()
+    assert told == [("starting", "add_worker", "http://second"), "ready"]
