@@ -14,10 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from toolkit.train.speed.ops import scaled_add_product
-
-LARGEST = 448.0
-"""The largest finite e4m3."""
+from toolkit.train.speed.ops import LARGEST, scaled_add_product
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
