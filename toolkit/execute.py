@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from toolkit import gates, tracking
@@ -16,6 +16,7 @@ from toolkit.recipe import Recipe
 from toolkit.stage_process import Outcome
 from toolkit.survey import StepStatus
 from toolkit.tracking import RecipeRun
+from toolkit.train.watch.window import Window
 from toolkit.worker import Show, StepSpec, probe_step, run_step
 from toolkit.workspace import private_folder
 
@@ -50,8 +51,11 @@ def run_plan(
     *,
     resume: bool = True,
     frozen: bool = False,
+    profile_steps: Window | None = None,
 ) -> RunOutcome:
     """Make every artifact of the plan.
+
+    ``profile_steps`` are recorded by the step that trains, if it is not done.
 
     Raises:
         DriftError: ``frozen``, and something differs from ``toolkit.lock``.
@@ -85,6 +89,8 @@ def run_plan(
                 finished.append(StepOutcome(status.step, status.artifact, True))
             else:
                 spec = _spec(prepared, status.step, store, parent.run_id, resume=resume)
+                if profile_steps and status.step.stage == "train":
+                    spec = replace(spec, profile_steps=list(profile_steps))
                 finished.append(StepOutcome(status.step, run_step(spec, show), False))
             if status.step.stage == "fetch":
                 lock.compare_base(finished[-1].artifact, prepared, frozen=frozen)

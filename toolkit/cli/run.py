@@ -33,8 +33,17 @@ def running_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return recipe_options(command)
 
 
+profile_option = click.option(
+    "--profile-steps",
+    metavar="FIRST:LAST",
+    help="Record these optimizer steps, such as 10:13, with PyTorch's profiler; trace and table go "
+    "to the step's folder and MLflow.",
+)
+
+
 @click.command()
 @running_options
+@profile_option
 def run(recipe: Path, **options: Any) -> None:
     """Run a recipe from its data to its served models. What is done is not done again.
 
@@ -59,6 +68,7 @@ def _stage_command(stages: tuple[str, ...], what: str, example: str) -> click.Co
     )
     def command(recipe: Path, *, probe: bool = False, **options: Any) -> None:
         if probe:
+            _insist_on_one_way(options)
             run_probe(recipe, stages[0], **options)
         else:
             run_stages(recipe, stages, **options)
@@ -75,7 +85,7 @@ train = click.option(
     "--probe",
     is_flag=True,
     help="Only try out whether it fits: two steps on the worst batch, measured; keeps nothing.",
-)(_train)
+)(profile_option(_train))
 export = _stage_command(
     ("export",),
     "Run a recipe as far as the exported adapter and merged model.",
@@ -104,28 +114,54 @@ def run_stages(
     resume: bool,
     frozen: bool,
     only: bool = False,
+    profile_steps: str | None = None,
 ) -> RunOutcome:
     """Prepare, run, and show how it went."""
     from toolkit import execute
     from toolkit.prepare import prepare
+    from toolkit.train.watch import window as profiling
     from toolkit.worker import raise_on_sigterm
 
     raise_on_sigterm()
+    window = profiling.Window.parse(profile_steps) if profile_steps is not None else None
     prepared = prepare(recipe, overrides, profile, workspace)
     if stages:
         prepared = prepared.cut(stages)
     statuses = prepared.survey()
     if only:
         prepared.require_inputs(statuses, stages)
+    if window:
+        profiling.insist(window, prepared.loaded.recipe, statuses)
     prepared.require_environments(statuses)
     render.warn(prepared.warnings)
-    progress = render.Progress()
-    outcome = execute.run_plan(prepared, statuses, progress.show, resume=resume, frozen=frozen)
+    outcome = execute.run_plan(
+        prepared,
+        statuses,
+        render.Progress().show,
+        resume=resume,
+        frozen=frozen,
+        profile_steps=window,
+    )
     if as_json:
         render.as_json(outcomes.summary(outcome))
     else:
         outcomes.show(outcome, prepared)
     return outcome
+
+
+def _insist_on_one_way(options: dict[str, Any]) -> None:
+    """A probe keeps nothing, so there would be no place for a trace.
+
+    Raises:
+        UsageError: Both are asked for.
+    """
+    from toolkit.errors import UsageError
+
+    if options.get("profile_steps") is not None:
+        raise UsageError(
+            "--probe keeps nothing, and --profile-steps would have nowhere to write",
+            "give one of them",
+        )
 
 
 def run_probe(

@@ -71,9 +71,9 @@ class ServeSection(Section):
     """Largest rank that an adapter may have, also one that comes later; the largest of those that are there
     unless given."""
     adapter_targets: tuple[str, ...] = ()
-    """Modules that adapters may change, also those that come later, such as `[q_proj, v_proj]`; fewer make every
-    request faster. Unless given: what the adapters that are there change, and with `live_adapters` all linear layers
-    of a block (SGLang), or whatever an adapter brings (vLLM)."""
+    """Modules that adapters may change, also those that come later, such as `[q_proj, v_proj]`. Unless given: what
+    the adapters that are there change, and with `live_adapters` all linear layers of a block (SGLang), or whatever an
+    adapter brings (vLLM)."""
     watch_s: Count | None = None
     """Look every so many seconds whether an alias of `serve.adapters` moved, and follow it; `toolkit serve --watch`
     is 15."""

@@ -49,12 +49,17 @@ def context(step: dict[str, Any]) -> StageContext:
         device=step["device"],
         resume=step["resume"],
         probe=step.get("probe", False),
+        profile_steps=_window(step.get("profile_steps")),
         interpreters={
             name: Interpreter(Path(i["python"]), tuple(map(Path, i["pythonpath"])), i["variables"])
             for name, i in step["interpreters"].items()
         },
         events=_events(),
     )
+
+
+def _window(steps: list[int] | None) -> tuple[int, int] | None:
+    return (steps[0], steps[1]) if steps else None
 
 
 def _events() -> IO[str] | None:

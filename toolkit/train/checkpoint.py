@@ -48,6 +48,7 @@ class Position:
     tokens: int = 0  # seen, without padding
     trained_tokens: int = 0
     seconds: float = 0.0  # in steps, without evaluation and checkpoints
+    energy_kwh: float = 0.0  # of the GPUs of all machines, where the driver tells it
 
 
 def save(folder: Path, engine: Engine, position: Position, metrics: Path) -> Path:

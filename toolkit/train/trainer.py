@@ -18,7 +18,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from toolkit.train.parallel.ranks import Ranks
 from toolkit.train.reporting import reporter
 from toolkit.train.sft import Outcome, seed_everything
 from toolkit.train.start import start_file
+from toolkit.train.watch.watch import Watch
 
 MARK = "toolkit.json"
 TOLD_LAST = (
@@ -64,6 +65,8 @@ class Run:
     heldout: dict[str, float] = field(default_factory=dict)
     began: Any = True
     """How the adapter's weights began, as its config says it."""
+    watch: Watch = field(init=False)
+    """Of the steps; there from the first one on."""
 
     @classmethod
     def start(
@@ -187,10 +190,10 @@ class Run:
         _keep_float32(self.model)
         _base_as_reference(self.model)
         found = self._restore()
-        with StopOnTerm() as stop:
+        with StopOnTerm() as stop, ExitStack() as watches:
             trainer.run = self
             trainer.remove_callback(PrinterCallback)
-            trainer.add_callback(reporter(self, stop))
+            trainer.add_callback(reporter(self, stop, watches))
             try:
                 trainer.train(resume_from_checkpoint=str(found) if found else None)
             except (ValueError, RuntimeError, KeyError) as error:
@@ -200,6 +203,7 @@ class Run:
                     f"checkpoint {found} cannot be used: {error}",
                     f"remove it to go on from an older one, or {self.folder} to start anew",
                 ) from error
+            self.watch.settle(self.position)
             total = trainer.state.max_steps
             if stop.requested and self.position.step < total:
                 raise StepFailedError(
@@ -229,6 +233,7 @@ class Run:
             self.last.get("loss", math.nan),
             self.heldout.get("heldout_loss"),
             scores,
+            self.watch.summary(),
         )
 
     def _restore(self) -> Path | None:

@@ -111,9 +111,9 @@ def steps(tmp_path, talker):
             {"train": section | changes, "max_length": MAX_LENGTH, "seed": 3}
         )
 
-    def train(objective, dataset, name="train", kind=StageContext, **changes):
+    def train(objective, dataset, name="train", kind=StageContext, record=None, **changes):
         inputs = {"model": model, "dataset": Input(dataset, Kind.dataset, "d" * 64, {})}
-        ctx = context(name, inputs, kind)
+        ctx = context(name, inputs, kind, profile_steps=record)
         return ctx, Train().run(config(objective, **changes), ctx)
 
     return dataclasses.make_dataclass("Steps", ["data", "train", "root"])(data, train, tmp_path)
@@ -133,6 +133,18 @@ def test_dpo_raises_the_margin_of_the_better_answer(steps, logged):
     assert len(logged(ctx.output, "heldout_loss")) == 2
     assert result.metrics["heldout_rewards_accuracies"] == 1
     assert result.facts["objective"] == "dpo"
+
+
+def test_another_objective_is_watched_and_recorded_too(steps, logged):
+    dataset, _ = steps.data("orpo")
+    ctx, result = steps.train("orpo", dataset, record=(2, 3), max_steps=4)
+    assert logged(ctx.output, "eta_s")[-1] == 0 < logged(ctx.output, "eta_s")[0]
+    for name in ("tokens_per_second", "step_s", "peak_memory_gib", "learning_rate", "grad_norm"):
+        assert len(logged(ctx.output, name)) == 4
+    assert "mfu_percentage" not in result.metrics  # what is useful there has no one answer
+    names = {path.name for path in (ctx.output / "profile").iterdir()}
+    assert names == {"steps-2-3.json.gz", "steps-2-3.txt"}
+    assert (ctx.output / "throughput.png").is_file()
 
 
 def test_orpo_learns_the_better_answer(steps, logged):
