@@ -142,6 +142,7 @@ def gated_backward(
         *c.stride(), *d.stride(), *h.stride(), *b.stride(),
         TALL=tall, WIDE=wide, THIN=thin(h.shape[1]), DOWN=thin(c.shape[1]), MOST=most,
         FAST=y.is_cuda, num_warps=warps,
+        maxnreg=80 if h.shape[1] <= 64 else None,  # three blocks of 8 warps, not two
     )  # fmt: skip
     return dy, v, largest
 
