@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import statistics
 import time
@@ -30,7 +29,8 @@ class Clock:
         self.file, self.warm, self.steps = file, warm, steps
         self.facts = facts
         self._began = began
-        self._stamps: list[float] = []
+        self._since = 0.0
+        self._seconds: list[float] = []
         self._tokens: list[int] = []
         self._losses: list[float] = []
         self._power = Power()
@@ -46,14 +46,14 @@ class Clock:
         self.facts["seconds_to_model"] = round(time.time() - self._began, 2)
         self.facts["memory_of_model_gib"] = memory().get("allocated_gib")
         self._power.start()
-        self._stamps = [time.perf_counter()]
+        self._since = time.perf_counter()
 
     def tick(self, tokens: int, loss: float | None = None) -> None:
         """A step has ended; ``tokens`` of it were no padding."""
         synchronize()
         if not self._tokens:
             self.facts["seconds_to_first_step"] = round(time.time() - self._began, 2)
-        self._stamps.append(time.perf_counter())
+        self._seconds.append(round(time.perf_counter() - self._since, 4))
         self._tokens.append(tokens)
         if loss is not None:
             self._losses.append(round(loss, 5))
@@ -62,6 +62,7 @@ class Clock:
         elif len(self._tokens) > self.warm:
             self._power.step(tokens)
         self.write()
+        self._since = time.perf_counter()  # what was written down is not the step's
 
     def write(self) -> None:
         """Write all that is known so far."""
@@ -69,7 +70,7 @@ class Clock:
         self.file.write_text(json.dumps(found, indent=1))
 
     def _speed(self) -> dict[str, Any]:
-        seconds = [round(b - a, 4) for a, b in itertools.pairwise(self._stamps)]
+        seconds = self._seconds
         counted, tokens = seconds[self.warm :], self._tokens[self.warm :]
         if not seconds:
             return {}

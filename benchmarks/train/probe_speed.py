@@ -298,15 +298,12 @@ def kernels(book: Book) -> None:
             v = v.detach()
             got, most = gated.gated(y, h, b, True)
             back, again, largest = gated_kernels.gated_backward(grad, c, d, y, h, b, times)
-            dy2, db, da, largest2 = gated_kernels.gated_sums(grad, c, d, y, h, b, times)
             q, scale, thin = gated.quantize_thin(back, times, largest, b)
             q2, scale2 = fp8.quantize_rows(back * times)
             return dict(
-                v=apart(got, v), most=apart(most.amax(1), got.abs().amax(1)), again=apart(again, v),
-                dy=apart(back, dy), largest=apart(largest.amax(1), (back * times).abs().amax(1)),
+                v=apart(got, v), most=apart(most, got.abs().amax(1)), again=apart(again, v),
+                dy=apart(back, dy), largest=apart(largest, (back * times).abs().amax(1)),
                 bytes_apart=float((q.view(torch.uint8) != q2.view(torch.uint8)).double().mean()),
-                dy2=apart(dy2, dy), largest2=apart(largest2.amax(1), largest.amax(1)),
-                db=apart(db, back.double().t() @ h.double()), da=apart(da, c.double().t() @ v),
                 scale=apart(scale, scale2), thin=apart(thin, back.double() @ b.double()),
             )  # fmt: skip
 
@@ -328,14 +325,11 @@ def kernels(book: Book) -> None:
     check("entropy", entropy(1.0, 0.0))
     check("entropy capped", entropy(0.5, 3.0))
 
-    took: dict[str, dict[tuple, float]] = {}
-
     def tile(name, function, moved=0.0, size=()):
         if book.left() < book.budget - 45:
             return
         try:
             ms = timed(function)
-            took.setdefault(name, {})[size] = ms
             book.add(
                 part="tile", name=name, size=size, ms=round(ms, 4), gbs=round(moved / ms / 1e6, 1)
             )
@@ -346,25 +340,20 @@ def kernels(book: Book) -> None:
 
     t = 12288
     y, h, b, times, grad, c, d = given(t, I, 32)
+    none = times[:0]
     k = gated_kernels
     one, other = torch.randn(1 << 29, **bf), torch.empty(1 << 29, **bf)
     tile("copy 1 GiB", lambda: other.copy_(one), 4.0 * (1 << 29))
-    for size in ((32, 64, 4, 16, 2), (64, 64, 4, 16, 2), (32, 128, 8, 16, 2), (32, 64, 8, 16, 2),
-                 (64, 64, 8, 16, 2), (32, 64, 4, 48, 2), (32, 32, 4, 16, 2)):  # fmt: skip
-        tile("sums", lambda: k.gated_sums(grad, c, d, y, h, b, times, size), 10.0 * t * I, size)
-    for size in ((64, 64, 4), (64, 64, 8), (64, 128, 8)):
-        tile(
-            "backward",
-            lambda: k.gated_backward(grad, c, d, y, h, b, times, size),
-            12.0 * t * I,
-            size,
-        )
+    for size in ((64, 64, 8), (64, 32, 4), (64, 64, 4), (128, 32, 8)):
+        for many in (none, times):
+            tile(f"backward {len(many) > 0}", lambda: k.gated_backward(grad, c, d, y, h, b, many, size),
+                 12.0 * t * I, size)  # fmt: skip
     dy, v, largest = k.gated_backward(grad, c, d, y, h, b, times)
     tile("dy^T h", lambda: dy.t() @ h, 4.0 * t * I)
     tile("c^T v", lambda: c.t() @ v, 2.0 * t * I)
-    for size in ((64, 128, 8), (64, 64, 4), (32, 128, 4)):
+    for size in ((64, 64, 4), (64, 64, 8), (64, 32, 4)):
         tile("gated", lambda: k.gated(y, h, b, True, size), 6.0 * t * I, size)
-    for size in ((32, 128, 4, 4), (16, 128, 4, 4), (32, 256, 8, 3), (64, 128, 8, 3)):
+    for size in ((64, 128, 8, 3), (64, 128, 8, 4), (64, 128, 4, 3), (64, 256, 8, 2)):
         for n in (12288, 4096):
             tile(f"quantize_thin T={n}", lambda: k.quantize_thin(dy[:n], times, largest[:n], b, size),
                  6.0 * n * I, size)  # fmt: skip
@@ -377,11 +366,6 @@ def kernels(book: Book) -> None:
     tile("o: mm + add_thin", lambda: add_thin(x @ w.t(), thin, wide))
     tile("o: thin mm + addmm_", lambda: (thin @ wide).addmm_(x, w.t()))
     tile("o: mm", lambda: x @ w.t())
-    if took.get("sums") and took.get("gated"):
-        k.SUMS = min(took["sums"], key=took["sums"].get)
-        k.FORWARD = gated.FORWARD = min(took["gated"], key=took["gated"].get)
-        k.BACKWARD = gated.BACKWARD = (64, k.SUMS[1], 4)
-        book.add(part="tile", name="chosen", sums=k.SUMS, forward=k.FORWARD)
 
 
 def build(layers: int, tiny: bool, kind: str):
@@ -457,11 +441,10 @@ def build(layers: int, tiny: bool, kind: str):
 
 def with_parts(without) -> None:
     """The fast path less some of its parts, to see what each is worth."""
-    from toolkit.train.speed import apply, gated, loss
+    from toolkit.train.speed import apply, loss
 
     for module, name, other in (
         (apply, "_is_gated", lambda _module: False),
-        (gated, "SUMS_INSIDE", False),
         (loss, "_by_kernel", torch.compile(loss.entropy_and_gradient, dynamic=True)),
     ):
         kept = PARTS.setdefault(name, getattr(module, name))
@@ -626,7 +609,6 @@ CASES = [
     dict(name="bf16 b3", kind="bf16", batch=3, profile=True),
     dict(name="fp8 b3", kind="fp8", batch=3, profile=True),
     dict(name="bf16 b1 24", kind="bf16", batch=1, limit=23.25, profile=True),
-    dict(name="bf16 b3 sums apart", kind="bf16", batch=3, without=("SUMS_INSIDE",)),
     dict(name="bf16 b3 before", kind="bf16", batch=3, without=OLD),
     dict(name="fp8 b3 before", kind="fp8", batch=3, without=OLD),
     dict(name="fp8 b4", kind="fp8", batch=4),

@@ -64,9 +64,11 @@ def test_a_gated_block_and_its_gradient_are_those_of_float64(tokens, inner, rank
     stored, row_scale = fp8.quantize_rows(dy * times)
     assert max(apart(v, wanted), apart(dy, slope)) < 4e-3
     assert max(apart(db, slope.T @ h.double()), apart(da, c.double().T @ wanted)) < 8e-3
-    assert torch.equal(of_v.amax(1), v.float().abs().amax(1))
-    assert apart(scale, row_scale) < 1e-6
-    assert (q.view(torch.uint8) != stored.view(torch.uint8)).double().mean() < 1e-3
+    assert apart(of_v, v.abs().amax(1)) < 4e-3  # before and after it is rounded to bf16
+    assert apart(scale, row_scale) < 4e-3
+    back = q.double() * scale.double()[:, None]
+    assert apart(back, stored.double() * row_scale.double()[:, None]) < 2e-2
+    assert apart(back, dy.double() * times.double()) < 4e-2
     assert apart(thin, dy.double() @ b.double()) < 4e-3
 
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from toolkit.train.speed import fp8
 from toolkit.train.speed.linear import base_gradient, base_product
-from toolkit.train.speed.ops import BACKWARD, FORWARD, LIBRARY
+from toolkit.train.speed.ops import LIBRARY
 
-LIBRARY.define("gated(Tensor y, Tensor h, Tensor b, bool largest) -> (Tensor, Tensor)")
+LIBRARY.define("gated(Tensor y, Tensor h, Tensor b, bool most) -> (Tensor, Tensor)")
 LIBRARY.define(
     "gated_backward(Tensor grad, Tensor c, Tensor d, Tensor y, Tensor h, Tensor b, Tensor times)"
     " -> (Tensor, Tensor, Tensor, Tensor)"
@@ -32,23 +32,19 @@ def _by_kernel(x: Tensor, *thin: Tensor) -> bool:
     return x.is_cuda and x.dtype == torch.bfloat16 and all(t.shape[1] <= 128 for t in thin)
 
 
-def _gated(y: Tensor, h: Tensor, b: Tensor, largest: bool) -> tuple[Tensor, Tensor]:
+def _gated(y: Tensor, h: Tensor, b: Tensor, most: bool) -> tuple[Tensor, Tensor]:
     """``silu(g) u`` of ``(g, u) = y + h b^T``; and its largest by row, if asked for."""
     if _by_kernel(y, h):
         from toolkit.train.speed import gated_kernels as kernels
 
-        return kernels.gated(y, h, b, largest)
+        return kernels.gated(y, h, b, most)
     gate, up = (y + h @ b.t()).chunk(2, dim=-1)
     v = torch.nn.functional.silu(gate) * up
-    return v, v.float().abs().amax(-1, keepdim=True) if largest else _no_rows(v)
+    return v, v.float().abs().amax(-1) if most else _rows(v, 0)
 
 
-def _gated_shape(y: Tensor, h: Tensor, b: Tensor, largest: bool) -> tuple[Tensor, Tensor]:
-    inner = y.shape[1] // 2
-    return y.new_empty(y.shape[0], inner), _tiles(y, -(-inner // FORWARD[1]) if largest else 0)
-
-
-SUMS_INSIDE = True
+def _gated_shape(y: Tensor, h: Tensor, b: Tensor, most: bool) -> tuple[Tensor, Tensor]:
+    return y.new_empty(y.shape[0], y.shape[1] // 2), _rows(y, y.shape[0] if most else 0)
 
 
 def _gated_backward(
@@ -58,8 +54,6 @@ def _gated_backward(
     if _by_kernel(y, h, c):
         from toolkit.train.speed import gated_kernels as kernels
 
-        if SUMS_INSIDE:
-            return kernels.gated_sums(grad, c, d, y, h, b, times)
         dy, v, largest = kernels.gated_backward(grad, c, d, y, h, b, times)
         return dy, dy.t() @ h, c.t() @ v, largest
     gate, up = (y + h @ b.t()).chunk(2, dim=-1)
@@ -67,17 +61,15 @@ def _gated_backward(
     share = torch.sigmoid(gate)
     bent = gate * share
     dy = torch.cat([slope * up * (share + bent * (1 - share)), slope * bent], dim=-1)
-    largest = (dy * times).abs().amax(-1, keepdim=True).float() if len(times) else _no_rows(y)
+    largest = (dy * times).abs().amax(-1).float() if len(times) else _rows(y, 0)
     return dy, dy.t() @ h, c.t() @ (bent * up), largest
 
 
 def _gated_backward_shape(
     grad: Tensor, c: Tensor, d: Tensor, y: Tensor, h: Tensor, b: Tensor, times: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    tiles = -(-grad.shape[1] // BACKWARD[1]) if times.shape[0] else 0
-    return (
-        torch.empty_like(y), b.new_empty(b.shape), d.new_empty(d.shape), _tiles(y, tiles)
-    )  # fmt: skip
+    rows = _rows(y, y.shape[0] if times.shape[0] else 0)
+    return torch.empty_like(y), b.new_empty(b.shape), d.new_empty(d.shape), rows
 
 
 def _quantize_thin(
@@ -101,12 +93,8 @@ def _quantize_thin_shape(
     )
 
 
-def _tiles(x: Tensor, count: int) -> Tensor:
-    return x.new_empty(x.shape[0], count, dtype=torch.float32)
-
-
-def _no_rows(x: Tensor) -> Tensor:
-    return _tiles(x, 0)
+def _rows(x: Tensor, count: int) -> Tensor:
+    return x.new_empty(count, dtype=torch.float32)
 
 
 for _name, _run, _shape in (
@@ -144,7 +132,7 @@ class GatedProduct(torch.autograd.Function):  # type: ignore[misc] # torch is no
         y = base_product(kind, x, frozen, *_rank_zero(x, len(b)), costs[0])
         v, largest = gated(y, h, b, kind == "fp8")
         if kind == "fp8":
-            q, q_scale, k = quantize_thin(v, largest[0, :0], largest, down_a.t())
+            q, q_scale, k = quantize_thin(v, largest[:0], largest, down_a.t())
             k = k * scales[1]
             result = fp8.product_of(q, q_scale, down, k, down_b.t(), x.dtype, costs[1])
         else:

@@ -1,4 +1,8 @@
-"""Triton kernels of a gated feed-forward block; ``gated.py`` says what they are for."""
+"""Triton kernels of a gated feed-forward block; ``gated.py`` says what they are for.
+
+All loads of a program stand before its first product: a barrier lies between products, and no load
+is moved over it.
+"""
 
 # mypy: disable-error-code="untyped-decorator,no-untyped-def"
 from __future__ import annotations
@@ -8,252 +12,186 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from toolkit.train.speed.kernels import adapted, launch, put, thin
-from toolkit.train.speed.ops import BACKWARD, FORWARD, SUMS
+from toolkit.train.speed.kernels import launch, thin
+from toolkit.models.fp8 import LARGEST
+
+FORWARD, BACKWARD = (64, 64, 4), (64, 64, 8)
+"""Rows, columns and warps of a program."""
+QUANTIZE = (64, 128, 8, 4)
+"""The same, and stages."""
+
+
+@triton.jit
+def _sigmoid(x, FAST: tl.constexpr):
+    """To 1e-6; a plain division is most of the instructions of a kernel here."""
+    if FAST:
+        power = x * -1.4426950408889634
+        return tl.inline_asm_elementwise(
+            """{
+            .reg .f32 t;
+            ex2.approx.ftz.f32 t, $1;
+            add.f32 t, t, 0f3F800000;
+            rcp.approx.ftz.f32 $0, t;
+            }""",
+            "=f,f", [power], dtype=tl.float32, is_pure=True, pack=1,
+        )  # fmt: skip
+    else:  # noqa: RET505 - one of both is compiled
+        return tl.sigmoid(x)
+
+
+@triton.jit
+def _factor(pointer, one, other, step, other_step, ones, others):
+    """A tile of a thin matrix: [one, other], zeros outside."""
+    inside = (one[:, None] < ones) & (other[None, :] < others)
+    where = pointer + one[:, None] * step + other[None, :] * other_step
+    return tl.load(where, mask=inside, other=0.0)
 
 
 @triton.jit
 def _gated(
-    y, h, b, act, largest, rows, inner, ranks, h_row, h_column, b_row, b_column, tiles,
-    TALL: tl.constexpr, WIDE: tl.constexpr, THIN: tl.constexpr, LARGEST: tl.constexpr,
+    y, h, b, v, largest, rows, inner, ranks, h_row, h_column, b_row, b_column,
+    TALL: tl.constexpr, WIDE: tl.constexpr, THIN: tl.constexpr, MOST: tl.constexpr,
+    FAST: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(1) * TALL + tl.arange(0, TALL)
     column = tl.program_id(0) * WIDE + tl.arange(0, WIDE)
-    gate = adapted(
-        y, 2 * inner, h, h_row, h_column, b, b_column, b_row, row, column, rows, inner, ranks, THIN
-    )
-    up = adapted(
-        y + inner, 2 * inner, h, h_row, h_column, b + inner * b_row, b_column, b_row,
-        row, column, rows, inner, ranks, THIN,
-    )  # fmt: skip
-    value = (gate * tl.sigmoid(gate) * up).to(act.dtype.element_ty)
-    put(act, inner, row, column, rows, inner, value)
-    if LARGEST:
-        most = tl.max(tl.abs(value.to(tl.float32)), axis=1)
-        tl.store(largest + row * tiles + tl.program_id(0), most, mask=row < rows)
+    rank = tl.arange(0, THIN)
+    inside = (row[:, None] < rows) & (column[None, :] < inner)
+    start = row[:, None].to(tl.int64) * inner + column[None, :]
+    twice = row[:, None].to(tl.int64) * (2 * inner) + column[None, :]
+    gate = tl.load(y + twice, mask=inside, other=0.0)
+    up = tl.load(y + inner + twice, mask=inside, other=0.0)
+    left = _factor(h, row, rank, h_row, h_column, rows, ranks)
+    gate_b = _factor(b, rank, column, b_column, b_row, ranks, inner)
+    up_b = _factor(b + inner * b_row, rank, column, b_column, b_row, ranks, inner)
+    gate = gate.to(tl.float32) + tl.dot(left, gate_b)
+    up = up.to(tl.float32) + tl.dot(left, up_b)
+    value = gate * _sigmoid(gate, FAST) * up
+    tl.store(v + start, value.to(v.dtype.element_ty), mask=inside)
+    if MOST:
+        most = tl.max(tl.abs(value), axis=1)
+        tl.atomic_max(largest + row, most, mask=row < rows, sem="relaxed")
 
 
 def gated(
-    y: Tensor, h: Tensor, b: Tensor, largest: bool, tile: tuple[int, int, int] | None = None
+    y: Tensor, h: Tensor, b: Tensor, most: bool, tile: tuple[int, int, int] = FORWARD
 ) -> tuple[Tensor, Tensor]:
-    """``silu(g) * u`` [T, I] of ``(g, u) = y + h b^T`` [T, 2 I]; its largest by row and tile."""
-    (rows, inner), (tall, wide, warps) = (y.shape[0], y.shape[1] // 2), tile or FORWARD
-    act = y.new_empty(rows, inner)
-    tiles = triton.cdiv(inner, wide)
-    most = y.new_empty(rows, tiles if largest else 0, dtype=torch.float32)
-    launch(_gated, (tiles, triton.cdiv(rows, tall)))(
-        y, h, b, act, most, rows, inner, h.shape[1], *h.stride(), *b.stride(), tiles,
-        TALL=tall, WIDE=wide, THIN=thin(h.shape[1]), LARGEST=largest, num_warps=warps,
+    """``silu(g) * u`` [T, I] of ``(g, u) = y + h b^T`` [T, 2 I]; its largest by row, if asked for."""
+    (rows, inner), (tall, wide, warps) = (y.shape[0], y.shape[1] // 2), tile
+    v = y.new_empty(rows, inner)
+    largest = y.new_zeros(rows if most else 0, dtype=torch.float32)
+    launch(_gated, (triton.cdiv(inner, wide), triton.cdiv(rows, tall)))(
+        y, h, b, v, largest, rows, inner, h.shape[1], *h.stride(), *b.stride(),
+        TALL=tall, WIDE=wide, THIN=thin(h.shape[1]), MOST=most, FAST=y.is_cuda, num_warps=warps,
     )  # fmt: skip
-    return act, most
+    return v, largest
 
 
 @triton.jit
 def _gated_backward(
-    grad, c, d, y, h, b, times, dy, act, largest, rows, inner, ranks, down_ranks,
-    c_row, c_column, d_row, d_column, h_row, h_column, b_row, b_column, tiles,
+    grad, c, d, y, h, b, times, dy, v, largest, rows, inner, ranks, down_ranks,
+    c_row, c_column, d_row, d_column, h_row, h_column, b_row, b_column,
     TALL: tl.constexpr, WIDE: tl.constexpr, THIN: tl.constexpr, DOWN: tl.constexpr,
-    LARGEST: tl.constexpr,
+    MOST: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(1) * TALL + tl.arange(0, TALL)
     column = tl.program_id(0) * WIDE + tl.arange(0, WIDE)
-    gate = adapted(
-        y, 2 * inner, h, h_row, h_column, b, b_column, b_row, row, column, rows, inner, ranks, THIN
-    )
-    up = adapted(
-        y + inner, 2 * inner, h, h_row, h_column, b + inner * b_row, b_column, b_row,
-        row, column, rows, inner, ranks, THIN,
-    )  # fmt: skip
-    slope = adapted(
-        grad, inner, c, c_row, c_column, d, d_row, d_column,
-        row, column, rows, inner, down_ranks, DOWN,
-    )  # fmt: skip
-    share = tl.sigmoid(gate)
+    rank, down_rank = tl.arange(0, THIN), tl.arange(0, DOWN)
+    inside = (row[:, None] < rows) & (column[None, :] < inner)
+    start = row[:, None].to(tl.int64) * inner + column[None, :]
+    twice = row[:, None].to(tl.int64) * (2 * inner) + column[None, :]
+    gate = tl.load(y + twice, mask=inside, other=0.0)
+    up = tl.load(y + inner + twice, mask=inside, other=0.0)
+    slope = tl.load(grad + start, mask=inside, other=0.0)
+    left = _factor(h, row, rank, h_row, h_column, rows, ranks)
+    gate_b = _factor(b, rank, column, b_column, b_row, ranks, inner)
+    up_b = _factor(b + inner * b_row, rank, column, b_column, b_row, ranks, inner)
+    of_down = _factor(c, row, down_rank, c_row, c_column, rows, down_ranks)
+    down_a = _factor(d, down_rank, column, d_row, d_column, down_ranks, inner)
+    gate = gate.to(tl.float32) + tl.dot(left, gate_b)
+    up = up.to(tl.float32) + tl.dot(left, up_b)
+    slope = slope.to(tl.float32) + tl.dot(of_down, down_a)
+    share = _sigmoid(gate, FAST)
     bent = gate * share
-    put(act, inner, row, column, rows, inner, bent * up)
-    d_gate = (slope * up * (share + bent * (1.0 - share))).to(dy.dtype.element_ty)
-    d_up = (slope * bent).to(dy.dtype.element_ty)
-    put(dy, 2 * inner, row, column, rows, inner, d_gate)
-    put(dy + inner, 2 * inner, row, column, rows, inner, d_up)
-    if LARGEST:
-        of_gate = tl.load(times + column, mask=column < inner, other=0.0)
-        of_up = tl.load(times + inner + column, mask=column < inner, other=0.0)
-        most = tl.maximum(
-            tl.max(tl.abs(d_gate.to(tl.float32) * of_gate[None, :]), axis=1),
-            tl.max(tl.abs(d_up.to(tl.float32) * of_up[None, :]), axis=1),
-        )
-        tl.store(largest + row * tiles + tl.program_id(0), most, mask=row < rows)
+    d_up = slope * bent
+    d_gate = slope * up * (share + bent - bent * share)
+    tl.store(v + start, (bent * up).to(v.dtype.element_ty), mask=inside)
+    tl.store(dy + twice, d_gate.to(dy.dtype.element_ty), mask=inside)
+    tl.store(dy + inner + twice, d_up.to(dy.dtype.element_ty), mask=inside)
+    if MOST:
+        of_gate = tl.load(times + column, mask=column < inner, other=0.0)[None, :]
+        of_up = tl.load(times + inner + column, mask=column < inner, other=0.0)[None, :]
+        most = tl.max(tl.maximum(tl.abs(d_gate * of_gate), tl.abs(d_up * of_up)), axis=1)
+        tl.atomic_max(largest + row, most, mask=row < rows, sem="relaxed")
 
 
 def gated_backward(
-    grad: Tensor,
-    c: Tensor,
-    d: Tensor,
-    y: Tensor,
-    h: Tensor,
-    b: Tensor,
-    times: Tensor,
-    tile: tuple[int, int, int] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+    grad: Tensor, c: Tensor, d: Tensor, y: Tensor, h: Tensor, b: Tensor, times: Tensor,
+    tile: tuple[int, int, int] = BACKWARD,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradient of :func:`gated` [T, 2 I] for ``grad + c d``; and its result once more.
 
-    Where ``times`` [2 I] has elements, also the largest of gradient * times by row and tile.
+    Where ``times`` [2 I] has elements, also the largest of gradient * times by row.
     """
-    (rows, inner), (tall, wide, warps) = grad.shape, tile or BACKWARD
-    dy, act = torch.empty_like(y), torch.empty_like(grad)
-    tiles = triton.cdiv(inner, wide)
-    largest = len(times) > 0
-    most = y.new_empty(rows, tiles if largest else 0, dtype=torch.float32)
-    launch(_gated_backward, (tiles, triton.cdiv(rows, tall)))(
-        grad, c, d, y, h, b, times, dy, act, most, rows, inner, h.shape[1], c.shape[1],
-        *c.stride(), *d.stride(), *h.stride(), *b.stride(), tiles,
-        TALL=tall, WIDE=wide, THIN=thin(h.shape[1]), DOWN=thin(c.shape[1]), LARGEST=largest,
-        num_warps=warps,
+    (rows, inner), (tall, wide, warps) = grad.shape, tile
+    dy, v = torch.empty_like(y), torch.empty_like(grad)
+    most = len(times) > 0
+    largest = y.new_zeros(rows if most else 0, dtype=torch.float32)
+    launch(_gated_backward, (triton.cdiv(inner, wide), triton.cdiv(rows, tall)))(
+        grad, c, d, y, h, b, times, dy, v, largest, rows, inner, h.shape[1], c.shape[1],
+        *c.stride(), *d.stride(), *h.stride(), *b.stride(),
+        TALL=tall, WIDE=wide, THIN=thin(h.shape[1]), DOWN=thin(c.shape[1]), MOST=most,
+        FAST=y.is_cuda, num_warps=warps,
+        maxnreg=80 if h.shape[1] <= 64 else None,  # three blocks of 8 warps, not two
     )  # fmt: skip
-    return dy, act, most
-
-
-@triton.jit
-def _gated_sums(
-    grad, c, d, y, h, b, times, dy, db, da, largest, rows, inner, ranks, down_ranks,
-    c_row, c_column, d_row, d_column, h_row, h_column, b_row, b_column, tiles,
-    MANY: tl.constexpr, TALL: tl.constexpr, WIDE: tl.constexpr, THIN: tl.constexpr,
-    DOWN: tl.constexpr, LARGEST: tl.constexpr,
-):  # fmt: skip
-    column = tl.program_id(0) * WIDE + tl.arange(0, WIDE)
-    rank, down_rank = tl.arange(0, THIN), tl.arange(0, DOWN)
-    of_gate, of_up = 1.0, 1.0
-    if LARGEST:
-        of_gate = tl.load(times + column, mask=column < inner, other=0.0)[None, :]
-        of_up = tl.load(times + inner + column, mask=column < inner, other=0.0)[None, :]
-    known = (rank[:, None] < ranks) & (column[None, :] < inner)
-    gate_b = tl.load(b + column[None, :] * b_row + rank[:, None] * b_column, mask=known, other=0.0)
-    up_b = tl.load(
-        b + (inner + column[None, :]) * b_row + rank[:, None] * b_column, mask=known, other=0.0
-    )
-    down_a = tl.load(
-        d + down_rank[:, None] * d_row + column[None, :] * d_column,
-        mask=(down_rank[:, None] < down_ranks) & (column[None, :] < inner), other=0.0,
-    )  # fmt: skip
-    sum_gate = tl.zeros((WIDE, THIN), tl.float32)
-    sum_up = tl.zeros((WIDE, THIN), tl.float32)
-    sum_down = tl.zeros((WIDE, DOWN), tl.float32)
-    for turn in range(MANY):
-        row = (tl.program_id(1) * MANY + turn) * TALL + tl.arange(0, TALL)
-        inside = (row[:, None] < rows) & (column[None, :] < inner)
-        start = row[:, None].to(tl.int64)
-        left = tl.load(
-            h + row[:, None] * h_row + rank[None, :] * h_column,
-            mask=(row[:, None] < rows) & (rank[None, :] < ranks), other=0.0,
-        )  # fmt: skip
-        of_down = tl.load(
-            c + row[:, None] * c_row + down_rank[None, :] * c_column,
-            mask=(row[:, None] < rows) & (down_rank[None, :] < down_ranks), other=0.0,
-        )  # fmt: skip
-        where = start * (2 * inner) + column[None, :]
-        gate = tl.load(y + where, mask=inside, other=0.0).to(tl.float32) + tl.dot(left, gate_b)
-        up = tl.load(y + inner + where, mask=inside, other=0.0).to(tl.float32) + tl.dot(left, up_b)
-        slope = tl.load(grad + start * inner + column[None, :], mask=inside, other=0.0)
-        slope = slope.to(tl.float32) + tl.dot(of_down, down_a)
-        share = tl.sigmoid(gate)
-        bent = gate * share
-        d_gate = (slope * up * (share + bent * (1.0 - share))).to(dy.dtype.element_ty)
-        d_up = (slope * bent).to(dy.dtype.element_ty)
-        tl.store(dy + where, d_gate, mask=inside)
-        tl.store(dy + inner + where, d_up, mask=inside)
-        sum_gate += tl.dot(tl.trans(d_gate), left)
-        sum_up += tl.dot(tl.trans(d_up), left)
-        sum_down += tl.dot(tl.trans((bent * up).to(dy.dtype.element_ty)), of_down)
-        if LARGEST:
-            most = tl.maximum(
-                tl.max(tl.abs(d_gate.to(tl.float32) * of_gate), axis=1),
-                tl.max(tl.abs(d_up.to(tl.float32) * of_up), axis=1),
-            )
-            tl.store(largest + row * tiles + tl.program_id(0), most, mask=row < rows)
-    part = tl.program_id(1).to(tl.int64)
-    where = column[:, None] * ranks + rank[None, :]
-    known = (column[:, None] < inner) & (rank[None, :] < ranks)
-    tl.store(db + part * 2 * inner * ranks + where, sum_gate, mask=known)
-    tl.store(db + (part * 2 + 1) * inner * ranks + where, sum_up, mask=known)
-    where = down_rank[None, :] * inner + column[:, None]
-    known = (column[:, None] < inner) & (down_rank[None, :] < down_ranks)
-    tl.store(da + part * inner * down_ranks + where, sum_down, mask=known)
-
-
-def gated_sums(
-    grad: Tensor, c: Tensor, d: Tensor, y: Tensor, h: Tensor, b: Tensor, times: Tensor,
-    tile: tuple[int, int, int, int, int] | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradient ``dy`` of :func:`gated` for ``grad + c d``, ``dy^T h``, ``c^T v``, and the largest."""
-    (rows, inner), (tall, wide, warps, many, stages) = grad.shape, tile or SUMS
-    ranks, down_ranks = h.shape[1], c.shape[1]
-    dy = torch.empty_like(y)
-    tiles, parts = triton.cdiv(inner, wide), triton.cdiv(rows, tall * many)
-    db = y.new_empty(parts, 2 * inner, ranks, dtype=torch.float32)
-    da = y.new_empty(parts, down_ranks, inner, dtype=torch.float32)
-    largest = len(times) > 0
-    most = y.new_empty(rows, tiles if largest else 0, dtype=torch.float32)
-    launch(_gated_sums, (tiles, parts))(
-        grad, c, d, y, h, b, times, dy, db, da, most, rows, inner, ranks, down_ranks,
-        *c.stride(), *d.stride(), *h.stride(), *b.stride(), tiles,
-        MANY=many, TALL=tall, WIDE=wide, THIN=thin(ranks), DOWN=thin(down_ranks), LARGEST=largest,
-        num_warps=warps, num_stages=stages,
-    )  # fmt: skip
-    return dy, db.sum(0).to(b.dtype), da.sum(0).to(d.dtype), most
+    return dy, v, largest
 
 
 @triton.jit
 def _quantize_thin(
-    x, times, largest, b, q, scale, h, rows, ranks, tiles, b_row, b_column,
-    columns: tl.constexpr, TIMES: tl.constexpr, TALL: tl.constexpr, WIDE: tl.constexpr, TILES: tl.constexpr,
-    THIN: tl.constexpr,
+    x, times, largest, b, q, scale, h, rows, ranks, b_row, b_column,
+    columns: tl.constexpr, some: tl.constexpr, LIMIT: tl.constexpr, TIMES: tl.constexpr,
+    TALL: tl.constexpr, WIDE: tl.constexpr, THIN: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * TALL + tl.arange(0, TALL)
-    tile = tl.arange(0, TILES)
-    seen = tl.load(
-        largest + row[:, None] * tiles + tile[None, :],
-        mask=(row[:, None] < rows) & (tile[None, :] < tiles), other=0.0,
-    )  # fmt: skip
-    one = tl.maximum(tl.max(seen, axis=1), 1e-12) / 448.0
-    tl.store(scale + row, one, mask=row < rows)
+    one = tl.maximum(tl.load(largest + row, mask=row < rows, other=0.0), 1e-12) / LIMIT
+    if tl.program_id(1) == 0:
+        tl.store(scale + row, one, mask=row < rows)
+    inverse = (1.0 / one)[:, None]
     rank = tl.arange(0, THIN)
+    column = tl.program_id(1) * some + tl.arange(0, WIDE)
     start = row[:, None].to(tl.int64) * columns
     thin = tl.zeros((TALL, THIN), tl.float32)
-    for first in range(0, columns, WIDE):
-        column = first + tl.arange(0, WIDE)
+    for _ in range(0, some, WIDE):
         inside = (row[:, None] < rows) & (column[None, :] < columns)
         value = tl.load(x + start + column[None, :], mask=inside, other=0.0)
-        right = tl.load(
-            b + column[:, None] * b_row + rank[None, :] * b_column,
-            mask=(column[:, None] < columns) & (rank[None, :] < ranks), other=0.0,
-        )  # fmt: skip
-        thin += tl.dot(value, right)
-        wide = value.to(tl.float32)
+        thin += tl.dot(value, _factor(b, column, rank, b_row, b_column, columns, ranks))
+        wide = value.to(tl.float32) * inverse
         if TIMES:
             wide = wide * tl.load(times + column, mask=column < columns, other=0.0)[None, :]
-        wide = tl.clamp(wide / one[:, None], -448.0, 448.0)
+        if not FAST:  # the GPU's conversion does so by itself
+            wide = tl.clamp(wide, -LIMIT, LIMIT)
         tl.store(q + start + column[None, :], wide.to(q.dtype.element_ty), mask=inside)
-    where = h + row[:, None] * ranks + rank[None, :]
+        column += WIDE
     inside = (row[:, None] < rows) & (rank[None, :] < ranks)
-    tl.store(where, thin.to(h.dtype.element_ty), mask=inside)
+    where = (tl.program_id(1) * rows + row[:, None]) * ranks + rank[None, :]
+    tl.store(h + where, thin, mask=inside)
 
 
 def quantize_thin(
-    x: Tensor,
-    times: Tensor,
-    largest: Tensor,
-    b: Tensor,
-    tile: tuple[int, int, int, int] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+    x: Tensor, times: Tensor, largest: Tensor, b: Tensor,
+    tile: tuple[int, int, int, int] = QUANTIZE,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """``x * times`` in e4m3 with the scale of each row, and ``x b``, in one pass over ``x``."""
-    (rows, columns), ranks, tiles = x.shape, b.shape[1], largest.shape[1]
+    (rows, columns), ranks, (tall, wide, warps, stages) = x.shape, b.shape[1], tile
+    parts = 4 if rows > 8192 else 8  # programs enough for every multiprocessor
+    some = triton.cdiv(columns, parts * wide) * wide
     q = torch.empty_like(x, dtype=torch.float8_e4m3fn)
     scale = x.new_empty(rows, dtype=torch.float32)
-    h = x.new_empty(rows, ranks)
-    tall, wide, warps, stages = tile or (32 if rows >= 8192 else 16, 128, 4, 4)
-    launch(_quantize_thin, (triton.cdiv(rows, tall),))(
-        x, times, largest, b, q, scale, h, rows, ranks, tiles, *b.stride(),
-        columns=columns, TIMES=len(times) > 0, TALL=tall, WIDE=wide, TILES=triton.next_power_of_2(tiles),
-        THIN=thin(ranks), num_warps=warps, num_stages=stages,
+    h = x.new_empty(parts, rows, ranks, dtype=torch.float32)
+    launch(_quantize_thin, (triton.cdiv(rows, tall), parts))(
+        x, times, largest, b, q, scale, h, rows, ranks, *b.stride(),
+        columns=columns, some=some, LIMIT=LARGEST, TIMES=len(times) > 0, TALL=tall, WIDE=wide,
+        THIN=thin(ranks), FAST=x.is_cuda, num_warps=warps, num_stages=stages,
     )  # fmt: skip
-    return q, scale, h
+    return q, scale, h.sum(0).to(x.dtype)

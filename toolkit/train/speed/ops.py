@@ -11,11 +11,6 @@ from torch import Tensor
 
 LIBRARY = torch.library.Library("toolkit_speed", "FRAGMENT")
 
-FORWARD, BACKWARD = (64, 128, 8), (64, 64, 4)
-"""Rows, columns and warps of the gated block's kernels."""
-SUMS = (32, 64, 4, 16, 2)
-"""The same, tiles to a program, and stages."""
-
 
 def add_thin(out: Tensor, c: Tensor, d: Tensor) -> Tensor:
     """``out += c d`` in place, [T, N] + [T, R] [R, N]; nothing where R is 0."""
