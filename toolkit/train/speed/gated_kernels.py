@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from toolkit.train.speed.kernels import launch, thin
 from toolkit.models.fp8 import LARGEST
+from toolkit.train.speed.kernels import launch, thin
 
 FORWARD, BACKWARD = (64, 64, 4), (64, 64, 8)
 """Rows, columns and warps of a program."""
