@@ -329,3 +329,46 @@ def test_a_job_is_plain_data(tmp_path):
     (tmp_path / "job.json").write_text(spec.to_json())
     assert JobSpec.read(tmp_path) == spec
     assert json.loads(spec.to_json())["resources"]["gpus"] == 0
+
+
+def test_the_template_of_this_machines_queue_is_a_profile():
+    from toolkit import resources
+    from toolkit.launch import profiles
+
+    profile = profiles.load(resources.shipped("jobs/templates") / "local.yaml")
+    assert profile.options == {"gpus": None, "slots": 2, "folder": None}
+
+
+def test_a_cancelled_chain_ends_killed_in_mlflow_with_the_run_that_waited(world):
+    """Its training was preempted and waits; the chain is cancelled; nobody runs that could end the runs."""
+    from toolkit.launch.settle import settle
+    from toolkit.tracking import RecipeRun, StepRun, resolve
+    from toolkit.tracking.client import connect
+    from toolkit.workspace import Workspace
+
+    chain = world.write(["true"], ["true"])
+    store = resolve(None, Workspace(world.folder / "runs"))
+    parent = RecipeRun.start(
+        store, "demo", {"name": "demo"}, world.folder / "r.yaml", {}, key=chain
+    )
+    parent.leave()
+    job = world.job(chain)
+    child = StepRun.start(
+        store, "demo", parent.run_id, "step-1", config={}, tags={}, key=job.path.name
+    )
+    child.wait(60)
+    child.leave("SCHEDULED")
+    record = world.record(chain) | {"store": store.described(), "experiment": "demo"}
+    record |= {"course": {"recipe": {"name": "demo"}}}
+    write(world.jobs / chain / "chain.json", record)
+    write(world.jobs / chain / "parent.json", {"parent_run": parent.run_id})
+    attempt(job, "preempted", kept=True)
+    assert settle(world.jobs / chain) is None
+    job.write("cancelled.json", {"at": time.time(), "by": "me"})
+    assert settle(world.jobs / chain) == "KILLED"
+    client = connect(store)
+    ended = [client.get_run(run.run_id).info.status for run in (parent, child)]
+    assert ended == ["KILLED", "KILLED"]
+    assert settle(world.jobs / chain) == "KILLED"  # and nothing more
+    said = client.get_run(parent.run_id).data.tags["toolkit.error"]
+    assert said == "step-1: cancelled by me"
