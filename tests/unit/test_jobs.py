@@ -341,7 +341,7 @@ def test_the_template_of_this_machines_queue_is_a_profile():
 
 def test_a_cancelled_chain_ends_killed_in_mlflow_with_the_run_that_waited(world):
     """Its training was preempted and waits; the chain is cancelled; nobody runs that could end the runs."""
-    from toolkit.launch.settle import settle
+    from toolkit.launch.settle import reopen, settle
     from toolkit.tracking import RecipeRun, StepRun, resolve
     from toolkit.tracking.client import connect
     from toolkit.workspace import Workspace
@@ -372,3 +372,7 @@ def test_a_cancelled_chain_ends_killed_in_mlflow_with_the_run_that_waited(world)
     assert settle(world.jobs / chain) == "KILLED"  # and nothing more
     said = client.get_run(parent.run_id).data.tags["toolkit.error"]
     assert said == "step-1: cancelled by me"
+    reopen(world.jobs / chain)  # as `jobs retry` does
+    again = client.get_run(parent.run_id)
+    assert again.info.status == "RUNNING"
+    assert "toolkit.error" not in again.data.tags
