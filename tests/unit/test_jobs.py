@@ -376,3 +376,13 @@ def test_a_cancelled_chain_ends_killed_in_mlflow_with_the_run_that_waited(world)
     again = client.get_run(parent.run_id)
     assert again.info.status == "RUNNING"
     assert "toolkit.error" not in again.data.tags
+
+
+def test_without_the_queues_package_a_submission_says_so(world, monkeypatch):
+    from toolkit.launch import keeping
+
+    monkeypatch.setattr(keeping, "find_spec", lambda _: None)
+    with pytest.raises(errors.NotInstalledError) as caught:
+        keeping.ask(world.jobs / world.write(["true"]))
+    assert "the package dbos is not installed" in caught.value.message
+    assert caught.value.hint.startswith("pip install 'dbos>=3.4,<4'")
