@@ -27,6 +27,8 @@ from toolkit.train.parallel.launch import NODE
 HOME = "/home/toolkit"
 WRITABLE = ("/tmp", HOME)  # noqa: S108 - folders of the pod alone, on a root that is read-only
 INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+START = "metadata.labels['batch.kubernetes.io/controller-uid']"
+"""Equal on all nodes of one start: their Job's own id."""
 STOP_S = 15
 """What the shim needs after the grace to write down how it ended, seconds."""
 START_S = 1800
@@ -203,11 +205,14 @@ def literal(text: str) -> str:
 
 
 def _variables(job: JobSpec, section: KubernetesSection, name: str) -> list[dict[str, Any]]:
-    given = {"HOME": HOME, **job.env}
+    several = job.resources.nodes > 1
+    engine_id = f"{'jobset' if several else 'job'}/{name}"
+    given = {"HOME": HOME, "TOOLKIT_ENGINE_ID": engine_id, **job.env}
     found: list[dict[str, Any]] = [
         {"name": key, "value": literal(value)} for key, value in sorted(given.items())
     ]
-    if job.resources.nodes > 1:
+    found.append({"name": "TOOLKIT_START", "valueFrom": {"fieldRef": {"fieldPath": START}}})
+    if several:
         first = f"{name}-{names.GROUP}-0-0.{name}:{section.port}"
         found.append({"name": "TOOLKIT_RENDEZVOUS", "value": first})
         found.append({"name": NODE, "valueFrom": {"fieldRef": {"fieldPath": INDEX}}})

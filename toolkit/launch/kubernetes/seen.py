@@ -28,6 +28,7 @@ JOBS: Mapping[str, State] = {
     "MaxFailedIndexesExceeded": State.failed,
     "FailedJobs": State.failed,  # of a JobSet
     "ReachedMaxRestarts": State.failed,  # of a JobSet
+    "FailJobSetFailurePolicyAction": State.failed,
 }
 """Of Jobs and JobSets: words of ours for what their conditions say, and reasons of their condition ``Failed``."""
 
@@ -156,10 +157,8 @@ def _failed(why: Mapping[str, Any], pods: Sequence[Object]) -> Seen:
         # Its pod went without a word, and is deleted: nothing but its node takes a pod away so.
         text = f"{message}; its pod is gone"
         return Seen(State.preempted, word, text, cause=Cause.lost)
-    why = (
-        Cause.time_limit if word == "DeadlineExceeded" else CODES.get(exit_code or 1, Cause.failed)
-    )
-    return Seen(State.failed, word, message, exit_code, cause=why)
+    found = Cause.time_limit if word == "DeadlineExceeded" else Cause.failed
+    return Seen(State.failed, word, message, exit_code, cause=CODES.get(exit_code or 1, found))
 
 
 def _tells(one: Seen) -> int:
