@@ -12,7 +12,8 @@
     ├── ProofError               1   what is served is not what was trained
     ├── ArtifactError            1   a stored artifact is damaged or missing
     ├── BackendError             1   an engine for jobs is not there, or refuses a job
-    │   └── UnknownStateError    1   it says of a job what we have no word for
+    │   ├── UnknownStateError    1   it says of a job what we have no word for
+    │   └── NoPlaceError         1   it has no place for a job just now: it waits
     ├── UsageError               2   the command is wrong
     ├── RecipeError              2   the recipe is wrong; holds every problem found, with file and line
     ├── PreflightError           2   the recipe is well formed but cannot work
@@ -82,6 +83,10 @@ class BackendError(ToolkitError):
 
 class UnknownStateError(BackendError):
     """An engine says of a job what is in no table of ours."""
+
+
+class NoPlaceError(BackendError):
+    """An engine has no place for a job just now; it is asked again."""
 
 
 class ArtifactError(ToolkitError):

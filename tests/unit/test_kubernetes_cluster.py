@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from tests.fake_kubernetes import Cluster
-from toolkit.errors import BackendError, NotInstalledError
+from toolkit.errors import BackendError, NoPlaceError, NotInstalledError
+from toolkit.launch.folder import JobFolder
 from toolkit.launch.kubernetes.backend import Kubernetes
-from toolkit.launch.kubernetes.section import KubernetesSection
 from toolkit.launch.spec import JobSpec, Resources
 from toolkit.launch.states import Cause, State
 
@@ -49,7 +49,7 @@ def make(cluster, tmp_path, **changes):
         "volumes": [{"path": str(tmp_path), "claim": "team"}],
         **changes,
     }
-    return Kubernetes(KubernetesSection.model_validate(section), tmp_path / "jobs")
+    return Kubernetes(section, tmp_path / "jobs")
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def job(tmp_path):
     def made(code, number=1, **changes):
         given = JobSpec(
             id=f"t-00000000-{number:02d}-train", chain="t-00000000", step="train", stage="train",
-            folder=str(tmp_path / "jobs"), after=(), argv=(sys.executable, "-c", code), grace_s=1,
+            folder=str(tmp_path / "jobs" / str(number)), after=(), argv=(sys.executable, "-c", code), grace_s=1,
         )  # fmt: skip
         return replace(given, **changes)
 
@@ -76,6 +76,11 @@ def until(engine, engine_id, *states, word=None):
 
 def lines(engine, engine_id, spec):
     return list(engine.logs(spec, engine_id))
+
+
+def begins(spec):
+    """What the shim does first."""
+    return JobFolder(Path(spec.folder)).next_attempt()
 
 
 def printed(cluster, pod) -> str:
@@ -122,7 +127,7 @@ def test_what_is_rendered_is_what_is_sent(cluster, engine, job):
 
 
 def test_arguments_and_variables_arrive_unchanged(cluster, tmp_path, job):
-    engine = make(cluster, tmp_path, shared=False)
+    engine = make(cluster, tmp_path)
     words = ("a b", "$(HOME)", "$$", "'\"", "line\nline", "ü€😀", "", "-n", "1e3")
     env = {"A": "$(B) $$(B)\n'\"", "B": "1e3"}
     code = (
@@ -136,7 +141,7 @@ def test_arguments_and_variables_arrive_unchanged(cluster, tmp_path, job):
 
 
 def test_secrets_come_from_the_cluster(cluster, tmp_path, job):
-    engine = make(cluster, tmp_path, shared=False)
+    engine = make(cluster, tmp_path)
     spec = job("import os; print(os.environ['HF_TOKEN'])", secrets={"HF_TOKEN": "hf/token"})
     engine_id = engine.submit(spec, {})
     found = until(engine, engine_id, State.starting, word="CreateContainerConfigError")
@@ -147,17 +152,23 @@ def test_secrets_come_from_the_cluster(cluster, tmp_path, job):
     assert "s3cr3t" not in engine.render(spec, {})
 
 
-def test_the_logs_of_a_shared_workspace_are_in_its_folder(engine, job):
-    assert engine.logs(job("pass"), "job/t") is None
+def test_a_job_that_began_has_its_log_in_its_folder(engine, job):
+    spec = job("pass")
+    begins(spec).log().write_text("hello")
+    assert engine.logs(spec, "job/t") is None
 
 
-def test_logs_are_followed_to_the_end_of_the_pod(cluster, tmp_path, job):
-    engine = make(cluster, tmp_path, shared=False)
-    code = "import time\nfor n in range(3): print('line', n, flush=True); time.sleep(0.2)"
-    spec = job(code)
+def test_what_a_pod_said_before_the_job_began_is_in_the_cluster(engine, job):
+    spec = job("print('one\\ntwo'); raise SystemExit('no module named toolkit')")
     engine_id = engine.submit(spec, {})
-    until(engine, engine_id, State.running, State.succeeded)
-    assert lines(engine, engine_id, spec) == ["line 0", "line 1", "line 2"]
+    until(engine, engine_id, State.failed)
+    assert sorted(lines(engine, engine_id, spec)) == ["no module named toolkit", "one", "two"]
+
+
+def test_nothing_is_read_from_the_cluster_while_a_job_waits(cluster, engine, job):
+    cluster.gpus = 0
+    spec = job("pass", resources=Resources(gpus=1))
+    assert engine.logs(spec, engine.submit(spec, {})) is None
 
 
 def test_the_cause_of_a_failure_is_the_last_that_the_program_said(engine, job):
@@ -191,13 +202,16 @@ def test_a_submitter_killed_before_it_wrote_the_id_down_leaves_one_job(cluster, 
     assert len(cluster.objects["jobs"]) == 1
 
 
-def test_a_start_over_is_a_new_object_beside_the_old_one(cluster, engine, job):
+def test_a_start_over_is_a_new_object_beside_the_old_one(engine, job):
     spec = job("raise SystemExit(75)")
     first = engine.submit(spec, {})
     assert until(engine, first, State.preempted).cause is Cause.preempted
+    assert engine.submit(spec, {}) == first
+    begins(spec)
+    assert "name: t-00000000-01-train-r2\n" in engine.render(spec, {})
     second = engine.submit(spec, {})
+    assert second == f"{first}-r2"
     until(engine, second, State.preempted)
-    assert (second, engine.submit(spec, {})) == (f"{first}-r2", f"{first}-r3")
     assert set(engine.seen([first, second])) == {first, second}
 
 
@@ -297,8 +311,8 @@ def test_kueue_admits_and_takes_back(cluster, tmp_path, job):
     cluster.admitted = False
     # Kueue takes quota back by suspending the Job; its pod ends with 75, and by that the Job fails.
     assert until(engine, engine_id, State.preempted).exit_code == 75
+    begins(spec)
     again = engine.submit(spec, {})
-    assert again == f"{engine_id}-r2"
     until(engine, again, State.queued, word="Suspended")
     cluster.admitted = True
     until(engine, again, State.running)
@@ -332,17 +346,20 @@ def test_cancel_leaves_what_has_ended(cluster, engine, job):
     assert engine.seen([engine_id])[engine_id].state is State.succeeded
 
 
-def test_a_cancelled_job_can_be_submitted_again(cluster, engine, job):
-    spec = job(OBEYS, grace_s=30)
+def test_a_job_that_is_being_deleted_is_no_place_for_a_new_start(cluster, engine, job):
+    spec = job(OBEYS.replace("sys.exit(75)", "(time.sleep(1), sys.exit(75))"), grace_s=30)
     engine_id = engine.submit(spec, {})
     started(cluster, spec.id)
     engine.cancel([engine_id])
+    with pytest.raises(NoPlaceError, match="t-00000000-01-train is being deleted"):
+        engine.submit(spec, {})
+    until_gone(engine, engine_id)
     again = engine.submit(replace(spec, argv=(sys.executable, "-c", "pass")), {})
     assert until(engine, again, State.succeeded).exit_code == 0
 
 
 def test_several_nodes_know_who_they_are(cluster, tmp_path, job):
-    engine = make(cluster, tmp_path, shared=False)
+    engine = make(cluster, tmp_path)
     code = (
         "import os; print(*(os.environ['TOOLKIT_' + n] for n in ('NODE', 'START', 'RENDEZVOUS')))"
     )
@@ -369,7 +386,6 @@ def test_one_node_that_fails_ends_the_others(cluster, engine, job):
     while cluster.processes and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not cluster.processes
-    assert engine.submit(spec, {}) == f"{engine_id}-r2"
 
 
 def test_a_cluster_without_jobset_says_what_it_needs(cluster, engine, job):

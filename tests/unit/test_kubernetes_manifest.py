@@ -64,7 +64,7 @@ CASES = {
 
 def text_of(case: str) -> str:
     job, section = CASES[case]
-    return Kubernetes(section, Path()).render(job, {})
+    return Kubernetes(section.model_dump(mode="json"), Path()).render(job, {})
 
 
 def pod_of(case: str) -> dict:
@@ -140,9 +140,12 @@ def test_secrets_are_named_and_never_written():
     assert env["HF_TOKEN"] == {"secretKeyRef": {"name": "hugging-face", "key": "token"}}
 
 
-def test_a_secret_without_its_key_is_refused():
-    with pytest.raises(UsageError, match="HF_TOKEN is at 'hugging-face', which names no key") as no:
-        manifest(replace(JOB, secrets={"HF_TOKEN": "hugging-face"}), CLUSTER)
+@pytest.mark.parametrize(
+    "place", ["hugging-face", "env:HF_TOKEN", "file:/home/me/token", "a/", "/b"]
+)
+def test_a_secret_without_its_key_is_refused(place):
+    with pytest.raises(UsageError, match="which names no key of a Secret") as no:
+        manifest(replace(JOB, secrets={"HF_TOKEN": place}), CLUSTER)
     assert no.value.hint == "write secrets: {HF_TOKEN: NAME-OF-SECRET/KEY}"
 
 

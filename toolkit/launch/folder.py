@@ -95,6 +95,12 @@ class JobFolder:
         found = (self.path / "attempts").glob("[0-9]*")
         return [Attempt(one) for one in sorted(found, key=lambda one: int(one.name))]
 
+    @property
+    def coming(self) -> int:
+        """Number of the attempt that a start now would be: engines that want a new name for each start add it."""
+        attempts = self.attempts
+        return attempts[-1].number + 1 if attempts else 1
+
     def next_attempt(self) -> Attempt:
         """Make the folder of a new start; two at once get two."""
         number = self.attempts[-1].number if self.attempts else 0

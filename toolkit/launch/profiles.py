@@ -81,8 +81,8 @@ class Profile(Section):
     """Name of the profile."""
     description: str = ""
     """One line for people."""
-    backend: Literal["local"] = "local"
-    """What starts the steps."""
+    backend: Literal["local", "slurm", "ray", "kubernetes"] = "local"
+    """What starts the steps of `toolkit run --on`."""
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     """Which locks are meant; `auto` looks for an NVIDIA device."""
     gpu: GpuSection | None = None

@@ -12,7 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from toolkit.errors import BackendError
+from toolkit.errors import BackendError, NoPlaceError
+from toolkit.launch.folder import JobFolder
 from toolkit.launch.kubernetes import names
 from toolkit.launch.kubernetes.client import Cluster, Refused
 from toolkit.launch.kubernetes.render import manifest
@@ -23,6 +24,8 @@ from toolkit.launch.states import Seen
 
 CANCEL_S = 20
 """Between SIGTERM and SIGKILL of a cancelled job, seconds: a checkpoint nobody asked for is not waited for."""
+ASKED_AGAIN = 3
+"""How often an object is made again that was there and is gone a moment later."""
 NAMED_AT_MOST = 50
 """So many objects are asked for by name; of more, all of ours in the namespace: an address has its limits."""
 
@@ -33,8 +36,8 @@ class Kubernetes:
     name: ClassVar[str] = "kubernetes"
     ordered: ClassVar[bool] = False
 
-    def __init__(self, options: KubernetesSection | None, folder: Path) -> None:
-        self.section = options or KubernetesSection()
+    def __init__(self, options: Mapping[str, Any], folder: Path) -> None:
+        self.section = KubernetesSection.model_validate(options)
         self.folder = folder
 
     @cached_property
@@ -43,47 +46,27 @@ class Kubernetes:
         return Cluster.connect(self.section)
 
     def render(self, job: JobSpec, after: Mapping[str, str]) -> str:  # noqa: ARG002
-        """The manifest of the first start; later ones differ in their name and the label ``toolkit/try``."""
-        return manifest(job, self.section)
+        """The manifest of the start that comes next; starts differ in their name and the label ``toolkit/try``."""
+        return manifest(job, self.section, _coming(job))
 
-    def submit(self, job: JobSpec, after: Mapping[str, str]) -> str:  # noqa: ARG002
-        """Create the object, unless one of this job waits, runs or succeeded."""
+    def submit(self, job: JobSpec, after: Mapping[str, str]) -> str:
+        """Create the object, unless this start of this job is there."""
         kind = "jobset" if job.resources.nodes > 1 else "job"
-        number = 1
-        while True:
-            name = names.object_name(job.id, number, several=kind == "jobset")
+        name = names.object_name(job.id, _coming(job), several=kind == "jobset")
+        for _ in range(ASKED_AGAIN):
             try:
-                self.cluster.create(kind, manifest(job, self.section, number))
+                self.cluster.create(kind, self.render(job, after))
             except Refused as error:
                 if error.status != 409:
                     raise
             else:
                 return f"{kind}/{name}"
-            # It is there: from a submitter that was killed before it wrote that down, or from an earlier start.
-            last = self._last(kind, job, name)
-            if last and not condition(last, "Failed") and not _leaves(last):
-                return f"{kind}/{last['metadata']['name']}"
-            number = _number(last) + 1 if last else number
-
-    def _last(self, kind: str, job: JobSpec, name: str) -> dict[str, Any] | None:
-        """The newest object of this job; ``None`` when there is none any more.
-
-        Raises:
-            BackendError: The name is taken by somebody else's object.
-        """
-        found = self.cluster.list(kind, f"{names.OBJECT},{names.JOB}={names.label(job.id)}")
-        ours = [
-            one
-            for one in found
-            if one["metadata"]["name"] == one["metadata"]["labels"][names.OBJECT]
-        ]
-        taken = self.cluster.find(kind, name)
-        if taken and name not in {one["metadata"]["name"] for one in ours}:
-            raise BackendError(
-                f"{kind} {name} is there already and is not the toolkit's",
-                f"kubectl describe {kind}/{name}; another kubernetes.namespace keeps them apart",
-            )
-        return max(ours, key=_number, default=None)
+            # It is there: from a submitter that was killed before it wrote that down, or somebody else's.
+            there = self.cluster.find(kind, name)
+            if there is not None:
+                _check_ours(kind, there, job)
+                return f"{kind}/{name}"
+        raise NoPlaceError(f"{kind} {name} is there and is not, by turns")
 
     def seen(self, ids: Sequence[str]) -> Mapping[str, Seen]:
         """One list of Jobs and one of pods, however many are asked for; one of JobSets where there are any."""
@@ -126,17 +109,38 @@ class Kubernetes:
                 for pod in pods.get(names.split(one)[1], ()):
                     self.cluster.delete_pod(pod["metadata"]["name"], CANCEL_S)
 
-    def logs(self, job: JobSpec, engine_id: str) -> Iterator[str] | None:  # noqa: ARG002
-        """Lines of its pods, the first node's first; ``None`` where the workspace is shared: its folder has them."""
-        if self.section.shared:
+    def logs(self, job: JobSpec, engine_id: str) -> Iterator[str] | None:
+        """What its pods said, where they ended before the job's own log began; ``None``: its folder has the log."""
+        if any(attempt.log().exists() for attempt in JobFolder(Path(job.folder)).attempts):
             return None
-        return self._lines(engine_id)
-
-    def _lines(self, engine_id: str) -> Iterator[str]:
         found = self._pods(_selector([engine_id])).get(names.split(engine_id)[1], [])
-        for pod in sorted(found, key=lambda one: str(one["metadata"]["name"])):
-            if pod["status"].get("phase") != "Pending":
-                yield from self.cluster.log(pod["metadata"]["name"], follow=len(found) == 1)
+        ended = [pod for pod in found if pod["status"].get("phase") in ("Succeeded", "Failed")]
+        return self._lines(ended) if ended else None
+
+    def _lines(self, pods: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+        for name in sorted(str(pod["metadata"]["name"]) for pod in pods):
+            yield from self.cluster.log(name)
+
+
+def _coming(job: JobSpec) -> int:
+    return JobFolder(Path(job.folder)).coming
+
+
+def _check_ours(kind: str, there: Mapping[str, Any], job: JobSpec) -> None:
+    """Whether an object that has our name is this job's, and stays.
+
+    Raises:
+        BackendError: It is not.
+        NoPlaceError: It is being deleted.
+    """
+    name, metadata = there["metadata"]["name"], there["metadata"]
+    if (metadata.get("labels") or {}).get(names.JOB) != names.label(job.id):
+        raise BackendError(
+            f"{kind} {name} is there already and is not the toolkit's",
+            f"kubectl describe {kind}/{name}; another kubernetes.namespace keeps them apart",
+        )
+    if metadata.get("deletionTimestamp"):
+        raise NoPlaceError(f"{kind} {name} is being deleted; its pods use their grace")
 
 
 def _selector(ids: Sequence[str]) -> str:
@@ -144,15 +148,6 @@ def _selector(ids: Sequence[str]) -> str:
     if len(ids) > NAMED_AT_MOST:
         return managed
     return f"{managed},{names.OBJECT} in ({','.join(names.split(one)[1] for one in ids)})"
-
-
-def _number(given: Mapping[str, Any]) -> int:
-    return int(given["metadata"]["labels"][names.TRY])
-
-
-def _leaves(given: Mapping[str, Any]) -> bool:
-    """Whether somebody deleted it."""
-    return bool(given["metadata"].get("deletionTimestamp"))
 
 
 def _ended(given: Mapping[str, Any]) -> bool:

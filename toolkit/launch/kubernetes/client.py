@@ -145,8 +145,8 @@ class Cluster:
         """
         self._gone("DELETE", f"{PATHS['pod']}/{name}", {"gracePeriodSeconds": str(grace_s)}, None)
 
-    def log(self, pod: str, *, follow: bool) -> Iterator[str]:
-        """Lines that a pod printed; with ``follow`` until it ends.
+    def log(self, pod: str) -> Iterator[str]:
+        """Lines that a pod printed so far.
 
         Raises:
             BackendError: The server does not answer, or breaks off.
@@ -154,9 +154,7 @@ class Cluster:
         """
         from urllib3.exceptions import HTTPError
 
-        query = {"follow": "true"} if follow else {}
-        response = self._ask("GET", f"{PATHS['pod']}/{pod}/log", query, None, streamed=follow)
-        rest = b""
+        response, rest = self._ask("GET", f"{PATHS['pod']}/{pod}/log", {}, None), b""
         try:
             for chunk in response.response.stream(2**16):
                 *lines, rest = (rest + chunk).split(b"\n")
@@ -180,9 +178,7 @@ class Cluster:
         found: dict[str, Any] = json.loads(response.read())
         return found
 
-    def _ask(
-        self, method: str, path: str, query: Mapping[str, str], body: Any, *, streamed: bool = False
-    ) -> Any:
+    def _ask(self, method: str, path: str, query: Mapping[str, str], body: Any) -> Any:
         from kubernetes.client.exceptions import ApiException
         from urllib3.exceptions import HTTPError
 
@@ -198,9 +194,8 @@ class Cluster:
             body=body,
             auth_settings=["BearerToken"],
         )
-        limit: Any = (self.timeout_s, None) if streamed else self.timeout_s
         try:
-            response = self.api.call_api(*asked, _request_timeout=limit)
+            response = self.api.call_api(*asked, _request_timeout=self.timeout_s)
             if response.status >= 400:
                 raise self._refused(response.status, response.read(), where)
         except (HTTPError, ApiException) as error:

@@ -17,6 +17,7 @@ GROUP = "n"
 SET_NAME_AT_MOST = 63 - len(f"-{GROUP}-0-999-abcde")
 SUFFIX = "-r{number}"
 
+NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
 _LABEL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 
 

@@ -218,7 +218,7 @@ def _variables(job: JobSpec, section: KubernetesSection, name: str) -> list[dict
         found.append({"name": NODE, "valueFrom": {"fieldRef": {"fieldPath": INDEX}}})
     for variable, place in sorted(job.secrets.items()):
         secret, _, key = place.partition("/")
-        if not (secret and key):
+        if not (names.NAME.fullmatch(secret) and key):
             raise UsageError(
                 f"the profile's secret {variable} is at {place!r}, which names no key of a Secret",
                 f"write secrets: {{{variable}: NAME-OF-SECRET/KEY}}",

@@ -79,7 +79,7 @@ class KubernetesSection(Section):
     pull_secrets: tuple[str, ...] = ()
     """Secrets for a registry that asks who you are."""
     volumes: tuple[VolumeSection, ...] = ()
-    """Storage. One of them holds the workspace."""
+    """Storage. One of them holds the workspace, which you submit from: `jobs/templates/kubernetes-submitter.yaml`."""
     queue: str | None = None
     """Kueue: the LocalQueue that admits jobs."""
     priority_class: str | None = None
@@ -104,8 +104,6 @@ class KubernetesSection(Section):
     """Where the processes of several nodes meet, on the first of them."""
     keep_s: Annotated[int, Field(ge=0)] = 7 * 24 * 3600
     """So long an ended job stays in the cluster, for those who look at it there, seconds."""
-    shared: bool = True
-    """Whether the workspace's volume is mounted where you submit too; if not, logs are read from the cluster."""
     labels: Mapping[str, str] = Field(default_factory=dict)
     """Labels of all objects besides the toolkit's, such as the one that bills are made by."""
     annotations: Mapping[str, str] = Field(default_factory=dict)
