@@ -89,6 +89,10 @@ class NoPlaceError(BackendError):
     """An engine has no place for a job just now; it is asked again."""
 
 
+class LimitError(ToolkitError):
+    """A limit of the profile allows no more jobs now."""
+
+
 class ArtifactError(ToolkitError):
     """A stored artifact is damaged or missing."""
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from toolkit import gates, tracking
+from toolkit import tracking
 from toolkit.artifact import Artifact
+from toolkit.between import Course
 from toolkit.gates import Verdict
-from toolkit.lock import Lock
 from toolkit.plan import Step
 from toolkit.prepare import Prepared
-from toolkit.recipe import Recipe
 from toolkit.stage_process import Outcome
 from toolkit.survey import StepStatus
 from toolkit.tracking import RecipeRun
 from toolkit.worker import Show, StepSpec, probe_step, run_step
-from toolkit.workspace import private_folder
 
 
 @dataclass(frozen=True)
@@ -59,18 +57,15 @@ def run_plan(
         GateFailedError: A model is worse than the recipe allows; what was made stays.
         ToolkitError: A step's own error.
     """
-    lock = Lock.beside(prepared.loaded.path)
-    lock.compare(prepared, frozen=frozen)
+    course = Course.of(prepared, frozen=frozen)
+    course.begin()
     if all(status.done for status in statuses):
-        done = tuple(StepOutcome(s.step, s.artifact, True) for s in statuses if s.artifact)
-        for outcome in done:
-            if outcome.step.stage == "fetch":
-                lock.compare_base(outcome.artifact, prepared, frozen=frozen)
-        return RunOutcome(done, _judge(prepared, done), None)
+        return nothing_to_do(course, statuses)
     recipe = prepared.loaded.recipe
     store = tracking.resolve(recipe.tracking.uri, prepared.workspace)
     tracking.check(store)
-    finished: list[StepOutcome] = []
+    finished: dict[str, Artifact] = {}
+    cached = {status.step.name for status in statuses if status.done}
     verdicts: tuple[Verdict, ...] = ()
     show("mlflow", {"event": "started"})
     with RecipeRun.start(
@@ -81,18 +76,48 @@ def run_plan(
         tags={},
     ) as parent:
         for status in statuses:
+            name = status.step.name
             if status.artifact:
-                finished.append(StepOutcome(status.step, status.artifact, True))
+                finished[name] = status.artifact
             else:
-                spec = _spec(prepared, status.step, store, parent.run_id, resume=resume)
-                finished.append(StepOutcome(status.step, run_step(spec, show), False))
-            if status.step.stage == "fetch":
-                lock.compare_base(finished[-1].artifact, prepared, frozen=frozen)
-            _record(parent, finished[-1])
-            if status.step.stage == "evaluate":
-                verdicts = _judge(prepared, finished, parent)
-        lock.write(prepared, {s.step.name: s.artifact for s in finished})
-        return RunOutcome(tuple(finished), verdicts, parent.run_id)
+                spec = step_spec(prepared, status.step, store, parent.run_id, resume=resume)
+                finished[name] = run_step(spec, show)
+            seen = course.step_done(name, finished, parent, cached=name in cached)
+            verdicts = seen or verdicts
+        course.end(finished)
+        outcomes = (StepOutcome(s.step, finished[s.step.name], s.done) for s in statuses)
+        return RunOutcome(tuple(outcomes), verdicts, parent.run_id)
+
+
+def outcome_of(prepared: Prepared, parent_run: str | None, cached: Collection[str]) -> RunOutcome:
+    """The outcome of a run whose steps others ran, from their artifacts.
+
+    Args:
+        prepared: The plan.
+        parent_run: The MLflow run of the recipe.
+        cached: Steps that were done before.
+
+    Raises:
+        GateFailedError: A model is worse than the recipe allows.
+    """
+    course = Course.of(prepared)
+    made = course.made
+    steps = (StepOutcome(s, made[s.name], s.name in cached) for s in prepared.plan.steps)
+    return RunOutcome(tuple(steps), course.judge(made), parent_run)
+
+
+def nothing_to_do(course: Course, statuses: Sequence[StepStatus]) -> RunOutcome:
+    """The outcome of a run whose steps are all done: no MLflow run, but lock and gates are held to.
+
+    Raises:
+        DriftError: The course is frozen, and the base is another.
+        GateFailedError: A model is worse than the recipe allows.
+    """
+    finished = {s.step.name: s.artifact for s in statuses if s.artifact}
+    for name, made in finished.items():
+        course.check_base(name, made)
+    outcomes = (StepOutcome(s.step, finished[s.step.name], True) for s in statuses)
+    return RunOutcome(tuple(outcomes), course.judge(finished), None)
 
 
 def probe(prepared: Prepared, name: str, show: Show, *, frozen: bool = False) -> Outcome:
@@ -105,57 +130,10 @@ def probe(prepared: Prepared, name: str, show: Show, *, frozen: bool = False) ->
     inputs = prepared.cut(names=tuple(step.inputs.values()))
     run_plan(inputs, inputs.survey(), show, frozen=frozen)
     store = tracking.resolve(prepared.loaded.recipe.tracking.uri, prepared.workspace)
-    return probe_step(_spec(prepared, step, store, None, resume=False), show)
+    return probe_step(step_spec(prepared, step, store, None, resume=False), show)
 
 
-def _record(parent: RecipeRun, done: StepOutcome) -> None:
-    """Show a finished step on the parent's page in MLflow."""
-    run_id = (done.artifact.manifest["mlflow"] or {}).get("run_id")
-    parent.step_done(done.step.name, done.artifact.metrics, run_id, cached=done.cached)
-    if done.step.stage == "choose":
-        chosen = done.artifact.manifest["facts"]
-        parent.tag({"toolkit.choice": chosen["subject"], "toolkit.choice.why": chosen["why"]})
-
-
-def _judge(
-    prepared: Prepared, finished: Sequence[StepOutcome], parent: RecipeRun | None = None
-) -> tuple[Verdict, ...]:
-    """Check the gates that can be checked by now, and leave reports for CI before one stops the run.
-
-    Raises:
-        GateFailedError: A model is worse than the recipe allows.
-    """
-    recipe = prepared.loaded.recipe
-    verdicts = _verdicts(recipe, finished)
-    if verdicts:
-        reports = private_folder(prepared.workspace.root / "reports" / recipe.name)
-        gates.write(reports, verdicts, recipe.name)
-        if parent:
-            parent.tag({f"toolkit.gate.{n}": v.message for n, v in enumerate(verdicts)})
-    gates.require(verdicts)
-    return verdicts
-
-
-def _verdicts(recipe: Recipe, finished: Sequence[StepOutcome]) -> tuple[Verdict, ...]:
-    """Verdicts of the gates whose models are all scored by now."""
-    section = recipe.evaluate
-    if section is None:
-        return ()
-    reports = {
-        s.artifact.manifest["identity"]["config"]["subject"]: s.artifact.metrics
-        for s in finished
-        if s.step.stage == "evaluate"
-    }
-    rows = {subject: int(metrics.get("rows", 0)) for subject, metrics in reports.items()}
-    ready = [
-        gate
-        for gate in section.gates
-        if gate.of in reports and (gate.max_drop is None or gate.against in reports)
-    ]
-    return tuple(gates.check(ready, reports, rows))
-
-
-def _spec(
+def step_spec(
     prepared: Prepared, step: Step, store: tracking.Store, parent: str | None, *, resume: bool
 ) -> StepSpec:
     """Everything a worker needs to know about one step."""
@@ -190,11 +168,12 @@ def _spec(
 
 def _described(prepared: Prepared, name: str) -> Mapping[str, Any]:
     environment = prepared.environments[name]
-    interpreter = environment.interpreter()
+    if not prepared.elsewhere:
+        environment.interpreter()  # raises where it is not there
     return {
-        "python": str(interpreter.python),
-        "pythonpath": [str(p) for p in interpreter.pythonpath],
-        "variables": dict(interpreter.variables),
+        "python": str(environment.python),
+        "pythonpath": [str(p) for p in environment.pythonpath],
+        "variables": dict(environment.variables),
         "lock": environment.lock,
         "digest": environment.digest,
     }

@@ -51,7 +51,7 @@ class Lock:
         """What is locked for this recipe; None when nothing is."""
         return self.content.get(self.recipe)
 
-    def compare(self, prepared: Prepared, *, frozen: bool) -> None:
+    def compare(self, planned: Mapping[str, Any], *, frozen: bool) -> None:
         """With ``frozen``: refuse when what planning saw differs from the lock.
 
         Raises:
@@ -64,16 +64,16 @@ class Lock:
                 f"--frozen, but {self.path} locks nothing for {self.recipe}",
                 f"run once without --frozen and commit {NAME}",
             )
-        self._refuse(_planned(prepared))
+        self._refuse(planned)
 
-    def compare_base(self, base: Artifact, prepared: Prepared, *, frozen: bool) -> None:
+    def compare_base(self, base: Artifact, planned: Mapping[str, Any], *, frozen: bool) -> None:
         """With ``frozen``: refuse when the fetched base model is not the locked one."""
         if frozen:
-            self._refuse(_planned(prepared) | {"base": _base(base)})
+            self._refuse(dict(planned) | {"base": _base(base)})
 
-    def write(self, prepared: Prepared, artifacts: Mapping[str, Artifact]) -> None:
+    def write(self, planned: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> None:
         """Lock what this run used. Environments of other accelerators stay as they were."""
-        entry: dict[str, Any] = dict(_planned(prepared))
+        entry: dict[str, Any] = dict(planned)
         if "fetch" in artifacts:
             entry["base"] = _base(artifacts["fetch"])
         before = self.entry or {}
@@ -95,8 +95,8 @@ class Lock:
             )
 
 
-def _planned(prepared: Prepared) -> dict[str, Any]:
-    """What can be locked before anything runs."""
+def planned(prepared: Prepared) -> dict[str, Any]:
+    """What can be locked before anything runs; all methods of :class:`Lock` take it."""
     model = prepared.plan.step("fetch").config
     config = {step.name: step.config for step in prepared.plan.steps}
     return {

@@ -51,6 +51,13 @@ class Prepared:
     """What ``train.parallel: auto`` came to, likewise."""
     speed: fast.Choice | None = None
     """What ``train.speed`` comes to on this machine, where the recipe trains."""
+    profile: profiles.Profile | None = None
+    """Where it runs."""
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether steps run in images: what their interpreters are cannot be seen from here."""
+        return self.profile is not None and self.profile.backend == "kubernetes"
 
     @property
     def training_said(self) -> str | None:
@@ -102,6 +109,8 @@ class Prepared:
         Raises:
             NotInstalledError: Names every missing one and the command that builds them.
         """
+        if self.elsewhere:
+            return
         needed = {e for status in statuses if not status.done for e in status.step.environments}
         missing = sorted(name for name in needed if not self.environments[name].is_ready)
         for name in missing:
@@ -180,9 +189,8 @@ def examine(
     verdicts = tuple(preflight.check(loaded.recipe, facts))
     takes = forecasts(loaded.recipe, facts)
     speed = speed_of(loaded, facts, where.device, gpu)
-    return Prepared(
-        loaded, plan, space, where.device, resolved, verdicts, takes, choice, launch, shared, speed
-    )
+    chosen = (choice, launch, shared, speed, where)
+    return Prepared(loaded, plan, space, where.device, resolved, verdicts, takes, *chosen)
 
 
 def launch_of(profile: profiles.Profile, gpu: GpuFacts | None) -> Launch:

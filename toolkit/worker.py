@@ -18,6 +18,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -29,12 +30,15 @@ from toolkit.artifact import Artifact
 from toolkit.environments.lockfile import load_lock
 from toolkit.stage_process import Outcome, join_stage, left_traceback, run_stage
 from toolkit.stages import Kind
-from toolkit.tracking import Dataset, StepRun, Store
+from toolkit.tracking import Dataset, GitState, StepRun, Store
 from toolkit.train.parallel.launch import NODE
 from toolkit.workspace import private_folder
 
 Show = Callable[[str, Mapping[str, Any]], None]
 """Called with the step's name and an event: started, waiting, tick, progress, note, metrics, finished."""
+
+NODES_S = 300.0
+"""How long other nodes wait for the first one to check the step's inputs."""
 
 KEPT_STATE = ("log.txt", "step.json", "result.json", "mlflow.json")
 
@@ -68,6 +72,10 @@ class StepSpec:
     """Only try out whether it fits; nothing is kept."""
     launch: dict[str, Any] = field(default_factory=dict)
     """How many processes the stage is, when more than one (``train/parallel/launch.py``: Launch)."""
+    key: str | None = None
+    """What names its MLflow run over several attempts (a job's id)."""
+    code: dict[str, str] | None = None
+    """Commit and diff when it was submitted; taken now unless given."""
 
     @classmethod
     def read(cls, path: Path) -> StepSpec:
@@ -103,12 +111,21 @@ class StepSpec:
             },
         }
         path = private_folder(Path(self.state)) / "step.json"
-        path.write_text(json.dumps(for_stage | {"spec": asdict(self)}, indent=1))
+        part = path.with_suffix(".part")  # nodes of one step read it as soon as it is there
+        part.write_text(json.dumps(for_stage | {"spec": asdict(self)}, indent=1))
+        part.replace(path)
         return path
 
 
-def run_step(spec: StepSpec, show: Show) -> Artifact:
+def run_step(
+    spec: StepSpec, show: Show, left: Callable[[BaseException], bool] = lambda _: False
+) -> Artifact:
     """Run one step unless another process made its artifact meanwhile.
+
+    Args:
+        spec: The step.
+        show: Takes its events.
+        left: Whether its MLflow run is left open when it ends by this error, because it will go on.
 
     Raises:
         ToolkitError: The stage's own error, or StepFailedError when it crashed or was killed.
@@ -126,6 +143,7 @@ def run_step(spec: StepSpec, show: Show) -> Artifact:
         _empty(artifact.part_of(final))
         show(spec.step, {"event": "started"})
         with _mlflow_run(spec) as run:
+            run.left = left
 
             def forward(event: Mapping[str, Any]) -> None:
                 if event["event"] == "metrics":
@@ -184,6 +202,8 @@ def _mlflow_run(spec: StepSpec) -> StepRun:
         datasets=_datasets(spec),
         recipe_dir=Path(spec.recipe_dir),
         lock_text=load_lock(lock).text if lock else None,
+        key=spec.key,
+        code=GitState(**spec.code) if spec.code else None,
     )
 
 
@@ -270,22 +290,46 @@ def raise_on_sigterm() -> None:
 def main(argv: list[str]) -> int:
     """Run the step file in ``argv[0]``, with plain progress lines for a job log.
 
-    With ``TOOLKIT_NODE`` above 0 this is another node of a step of several: it lends its processes.
+    With ``TOOLKIT_NODE`` above 0 this is another node of a step of several: it lends its processes. As a job it
+    does what comes between steps too.
     """
     from toolkit.cli import render
+    from toolkit.launch.within import Within
 
     raise_on_sigterm()
     spec = StepSpec.read(Path(argv[0]))
+    job = Within.here()
+    show = render.Progress().show
     try:
         if int(os.environ.get(NODE, "0")) > 0:
-            return join_stage(spec, Path(argv[0]))
-        run_step(spec, render.Progress().show)
+            return join_stage(spec, _shared_step_file(spec))
+        if job is None:
+            run_step(spec, show)
+        else:
+            job.run(spec, show)
     except errors.ToolkitError as error:
         render.error(error)
         return error.exit_code
     except (errors.Interrupted, KeyboardInterrupt):
-        return 143
+        return errors.Interrupted.exit_code
     return 0
+
+
+def _shared_step_file(spec: StepSpec) -> Path:
+    """The step file that the first node writes; nodes begin at about the same time.
+
+    Raises:
+        StepFailedError: It did not come.
+    """
+    path, deadline = Path(spec.state) / "step.json", time.monotonic() + NODES_S
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise errors.StepFailedError(
+                f"step {spec.step}: the first node wrote no {path} in {NODES_S:g} s",
+                "nodes need one file system with the same paths; see the first node's log",
+            )
+        time.sleep(0.2)
+    return path
 
 
 if __name__ == "__main__":

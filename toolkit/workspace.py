@@ -7,6 +7,7 @@
     ├── state/<stage>/<fingerprint>/         step.json, log, checkpoints: what outlives a crash
     ├── mlflow.db, mlartifacts/              the default MLflow store
     ├── keys.json                            API keys of the served models, hashed (0600)
+    ├── jobs/                                what was submitted (launch/folder.py)
     └── servers/                             detached servers
     <cache>/                        $TOOLKIT_CACHE, $XDG_CACHE_HOME/toolkit or ~/.cache/toolkit
     ├── environments/<name>-<digest>/        built from lock files
@@ -57,6 +58,11 @@ class Workspace:
     def servers(self) -> Path:
         """Records of detached servers."""
         return self.root / "servers"
+
+    @property
+    def jobs(self) -> Path:
+        """Chains of jobs."""
+        return self.root / "jobs"
 
     @property
     def keys(self) -> Path:

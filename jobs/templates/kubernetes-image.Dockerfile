@@ -2,7 +2,7 @@
 # from the lock that ships with it. Build it in a checkout:
 #   docker build --file jobs/templates/kubernetes-image.Dockerfile --tag registry.example/toolkit .
 # Leave out the environments that your recipes do not need; each is several GiB.
-FROM python:3.11-slim
+FROM python:3.12-slim
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc g++ git libc6-dev && rm -rf /var/lib/apt/lists/*
 COPY . /src
 RUN pip install --no-cache-dir "/src[kubernetes]"

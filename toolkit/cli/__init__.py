@@ -49,6 +49,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "chat": ("toolkit.cli.chat:chat", "Talk to a served model."),
     "bench": ("toolkit.cli.bench:bench", "Measure an OpenAI endpoint under concurrent load."),
     "env": ("toolkit.cli.env:env", "List, build and use the locked environments."),
+    "jobs": ("toolkit.cli.jobs:jobs", "List, follow, cancel and retry what `run --on` submitted."),
     "runs": ("toolkit.cli.runs:runs", "List and show MLflow runs."),
     "ui": ("toolkit.cli.runs:ui", "Open the MLflow UI on the right store."),
     "doctor": (

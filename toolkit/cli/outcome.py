@@ -35,6 +35,14 @@ def summary(outcome: RunOutcome) -> dict[str, Any]:
     }
 
 
+def report(outcome: RunOutcome, prepared: Prepared, *, as_json: bool) -> None:
+    """Say how it went, for people or as JSON."""
+    if as_json:
+        render.as_json(summary(outcome))
+    else:
+        show(outcome, prepared)
+
+
 def show(outcome: RunOutcome, prepared: Prepared) -> None:
     """A line for each step, then gates, answers, and what to do next."""
     rows = []

@@ -10,10 +10,12 @@ import click
 
 from toolkit.cli import outcome as outcomes
 from toolkit.cli import render
-from toolkit.cli.options import recipe_options
+from toolkit.cli.options import job_options
+from toolkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from toolkit.execute import RunOutcome
+    from toolkit.prepare import Prepared
+    from toolkit.survey import StepStatus
 
 
 def running_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -30,7 +32,7 @@ def running_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
     ):
         command = option(command)
-    return recipe_options(command)
+    return job_options(command)
 
 
 @click.command()
@@ -42,6 +44,7 @@ def run(recipe: Path, **options: Any) -> None:
     Examples:
       toolkit run recipes/demo/tickets.yaml
       toolkit run my.yaml --set train.epochs=2 --frozen
+      toolkit run my.yaml --on slurm --detach
     """
     run_stages(recipe, (), **options)
 
@@ -99,19 +102,22 @@ def run_stages(
     *,
     overrides: tuple[str, ...],
     profile: str | None,
+    on: str | None,
+    detach: bool,
+    dry_run: bool,
     workspace: Path | None,
     as_json: bool,
     resume: bool,
     frozen: bool,
     only: bool = False,
-) -> RunOutcome:
-    """Prepare, run, and show how it went."""
-    from toolkit import execute
+) -> None:
+    """Prepare, run here or submit, and show how it went."""
     from toolkit.prepare import prepare
     from toolkit.worker import raise_on_sigterm
 
+    require_on(on, profile, detach=detach, dry_run=dry_run)
     raise_on_sigterm()
-    prepared = prepare(recipe, overrides, profile, workspace)
+    prepared = prepare(recipe, overrides, on or profile, workspace)
     if stages:
         prepared = prepared.cut(stages)
     statuses = prepared.survey()
@@ -119,13 +125,44 @@ def run_stages(
         prepared.require_inputs(statuses, stages)
     prepared.require_environments(statuses)
     render.warn(prepared.warnings)
+    if on:
+        from toolkit.cli.submitting import run_on
+
+        how = {"detach": detach, "dry_run": dry_run, "as_json": as_json}
+        run_on(prepared, statuses, resume=resume, frozen=frozen, **how)
+    else:
+        _run_here(prepared, statuses, as_json=as_json, resume=resume, frozen=frozen)
+
+
+def require_on(on: str | None, profile: str | None, *, detach: bool, dry_run: bool) -> None:
+    """Refuse options that make no sense together.
+
+    Raises:
+        UsageError: Says which.
+    """
+    if on and profile:
+        raise UsageError(
+            "--on and --profile are both given", "--on NAME submits jobs, --profile runs here"
+        )
+    if not on and (detach or dry_run):
+        option = "--detach" if detach else "--dry-run"
+        raise UsageError(f"{option} is for jobs", f"add --on NAME, such as --on local {option}")
+
+
+def _run_here(
+    prepared: Prepared, statuses: list[StepStatus], *, as_json: bool, resume: bool, frozen: bool
+) -> None:
+    from toolkit import execute
+
+    backend = prepared.profile.backend if prepared.profile else "local"
+    if backend != "local":
+        raise UsageError(
+            f"profile {prepared.profile.name if prepared.profile else ''} is for jobs on {backend}",
+            "submit them with --on instead of --profile",
+        )
     progress = render.Progress()
     outcome = execute.run_plan(prepared, statuses, progress.show, resume=resume, frozen=frozen)
-    if as_json:
-        render.as_json(outcomes.summary(outcome))
-    else:
-        outcomes.show(outcome, prepared)
-    return outcome
+    outcomes.report(outcome, prepared, as_json=as_json)
 
 
 def run_probe(
@@ -134,6 +171,7 @@ def run_probe(
     *,
     overrides: tuple[str, ...],
     profile: str | None,
+    on: str | None,
     workspace: Path | None,
     as_json: bool,
     frozen: bool,
@@ -144,6 +182,8 @@ def run_probe(
     from toolkit.prepare import prepare
     from toolkit.worker import raise_on_sigterm
 
+    if on:
+        raise UsageError("--probe measures this machine", "leave out --on")
     raise_on_sigterm()
     prepared = prepare(recipe, overrides, profile, workspace).cut((name,))
     prepared.require_environments(prepared.survey())

@@ -26,6 +26,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
@@ -82,6 +83,11 @@ def send(pids: set[int], number: int) -> None:
             os.kill(pid, number)
 
 
+def become_subreaper() -> None:
+    """Have orphans below this process come to it, not to process 1."""
+    _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
 def reap_children() -> None:
     """Collect every ended child, ours or inherited, without waiting."""
     with contextlib.suppress(ChildProcessError):
@@ -126,7 +132,7 @@ class Guard:
 
     def run(self) -> int:
         """Watch until the engine has ended or must; leave nothing behind; return the exit code."""
-        _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        become_subreaper()
         self._record.write_text(
             json.dumps({"mark": mark(), "python": os.path.realpath(self._argv[0])})
         )
@@ -134,7 +140,7 @@ class Guard:
             self._argv,
             stdin=subprocess.DEVNULL,
             env=os.environ | {MARK: mark()},
-            preexec_fn=_die_with_parent(os.getpid()),  # noqa: PLW1509 - one thread, nothing imported after the fork
+            preexec_fn=die_with_parent(os.getpid()),  # noqa: PLW1509 - one thread, nothing imported after the fork
         )
         code = self._watch(engine.pid)
         end_all(HURRIED_S)
@@ -183,9 +189,11 @@ def reap_others(pid: int) -> None:
             os.waitpid(info.si_pid, os.WNOHANG)
 
 
-def _die_with_parent(parent: int):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def die_with_parent(parent: int, number: int = signal.SIGKILL) -> Callable[[], None]:
+    """For ``preexec_fn`` of a process with one thread: the kernel sends ``number`` when ``parent`` dies."""
+
     def before_exec() -> None:
-        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        _libc.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
         if os.getppid() != parent:  # it died before the line above
             os._exit(1)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 from toolkit.launch.spec import JobSpec
 from toolkit.launch.states import Seen
@@ -33,7 +34,11 @@ class Backend(Protocol):
     def submit(self, job: JobSpec, after: Mapping[str, str]) -> str:
         """Hand it over; the engine's id. With an id of ours that the engine has already, that job's id: no second one.
 
+        An unordered engine gets a job again after an attempt ended; ``JobFolder.coming`` numbers the starts, so
+        ``<id>-<coming>`` is a name that is new for a new start and known for one that was handed over.
+
         Raises:
+            NoPlaceError: Not just now; it is asked again.
             BackendError: The engine is not there, or refuses; in its words.
         """
         ...
@@ -70,3 +75,18 @@ BACKENDS = Registry(
     },
 )
 """Backend classes by the name that a profile gives."""
+
+
+def backend_of(name: str, options: Mapping[str, Any], jobs: Path) -> Backend:
+    """An engine by a profile's name for it.
+
+    Args:
+        name: The backend's name.
+        options: The profile's section for it.
+        jobs: The workspace's ``jobs`` folder.
+
+    Raises:
+        NotInstalledError: Its client is not installed.
+    """
+    made: Backend = BACKENDS[name](options, jobs)
+    return made

@@ -10,17 +10,21 @@
         ├── step.json               what the worker reads
         ├── submitted.json          the engine's id, and what was sent (absent: never handed over)
         ├── cancelled.json          somebody asked for its end: when, who
+        ├── retried.json            somebody asked for new tries: when, which round
+        ├── lock                    held by the shim and its worker while they live
         └── attempts/1/
-            ├── started.json        host, pid, process group, GPUs, engine id, time
+            ├── started.json        host, pid, GPUs, engine id, time
             ├── beat                touched every BEAT_S seconds
             ├── log.txt             of node 0; log-1.txt of the next one; ranks write into their node's
-            └── ended.json          exit code, cause, message, time
+            ├── said.json           the worker's error and its cause, where it could say so
+            └── ended.json          exit code, cause, message, whether something was kept, time
 """
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +37,8 @@ BEAT_S = 10.0
 """Between two heartbeats."""
 LOST_S = 90.0
 """Without a heartbeat for so long a job that should run is lost."""
+OF_THE_WORKER = ("log.txt", "step.json", "result.json", "mlflow.json", "error.json")
+"""Files of a step's state folder that are no work done."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,15 @@ class Attempt:
         """Exit code, cause, message, time; ``None`` while it runs, and when it died without a word."""
         return read(self.folder / "ended.json")
 
+    @property
+    def said(self) -> dict[str, Any] | None:
+        """The worker's own error: type, message, hint, cause."""
+        return read(self.folder / "said.json")
+
+    def beat(self) -> None:
+        """Say that it lives."""
+        (self.folder / "beat").touch()
+
     def beat_age_s(self, now: float | None = None) -> float | None:
         """Seconds since the last heartbeat; ``None`` when there was none."""
         try:
@@ -66,6 +81,14 @@ class Attempt:
     def log(self, node: int = 0) -> Path:
         """What a node's processes print."""
         return self.folder / ("log.txt" if node == 0 else f"log-{node}.txt")
+
+    def last_line(self, node: int = 0) -> str:
+        """The last that a node printed."""
+        try:
+            text = self.log(node).read_bytes()[-4000:].decode(errors="replace").strip()
+        except FileNotFoundError:
+            text = ""
+        return text.splitlines()[-1] if text else "it printed nothing"
 
 
 @dataclass(frozen=True)
@@ -88,6 +111,64 @@ class JobFolder:
     def cancelled(self) -> dict[str, Any] | None:
         """Who asked for its end, and when."""
         return read(self.path / "cancelled.json")
+
+    @property
+    def retried(self) -> dict[str, Any]:
+        """The last ``toolkit jobs retry``: its ``round`` (1 before any), and the attempts ``before`` it."""
+        return read(self.path / "retried.json") or {"round": 1, "before": 0}
+
+    @property
+    def lock(self) -> Path:
+        """Held by the shim and its worker while they live."""
+        return self.path / "lock"
+
+    @property
+    def command(self) -> list[str]:
+        """What the shim starts: ``argv`` of ``command.json``, or the worker with the job's step file."""
+        given = read(self.path / "command.json")
+        if given:
+            return [str(word) for word in given["argv"]]
+        return [sys.executable, "-P", "-m", "toolkit.worker", str(self.path / "step.json")]
+
+    @property
+    def state(self) -> Path | None:
+        """Where checkpoints and the like are kept over attempts."""
+        step = read(self.path / "step.json") or {}
+        return Path(step["spec"]["state"]) if step else self.path / "state"
+
+    def kept_since(self, moment: float) -> bool:
+        """Whether anything was written since then that a next attempt can go on from."""
+        state = self.state
+        if state is None or not state.is_dir():
+            return False
+        entries = (entry for entry in state.iterdir() if entry.name not in OF_THE_WORKER)
+        files = (f for e in entries for f in ([e] if e.is_file() else e.rglob("*")))
+        return any(file.is_file() and file.stat().st_mtime >= moment for file in files)
+
+    @property
+    def ends(self) -> list[dict[str, Any]]:
+        """How the attempts since the last ``retry`` ended; one that ended without a word is ``lost``."""
+        ours = self.attempts[self.retried["before"] :]
+        return [attempt.ended or self.lost(attempt) for attempt in ours]
+
+    def lost(self, attempt: Attempt) -> dict[str, Any]:
+        """The end of an attempt that has none: whatever watched it is gone."""
+        begun = (attempt.started or {}).get("at", 0.0)
+        last = (attempt.beat_age_s() or 0.0) if begun else 0.0
+        return {
+            "at": time.time() - last,
+            "cause": "lost",
+            "exit_code": None,
+            "kept": bool(begun) and self.kept_since(begun),
+            "message": "it ended without a word: its machine, or what watched it there, is gone",
+            "hint": None,
+        }
+
+    def close_lost(self) -> None:
+        """Write the end of attempts that left none; only for who holds the job's lock."""
+        for attempt in self.attempts:
+            if attempt.ended is None:
+                write(attempt.folder / "ended.json", self.lost(attempt))
 
     @property
     def attempts(self) -> list[Attempt]:

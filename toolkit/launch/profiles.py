@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from toolkit import resources, strict
 from toolkit.environments.resolve import detect_accelerator
 from toolkit.errors import UsageError
 from toolkit.launch.kubernetes.section import KubernetesSection
+from toolkit.launch.local.section import LocalSection
 from toolkit.recipe.base import Name, Section
 from toolkit.registry import close_match
+
+StageName = Literal[
+    "fetch", "data", "train", "export", "quantize", "evaluate", "reference", "serve", "choose"
+]
+"""Stages, whose jobs may ask for different things."""
+
+UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class EnvironmentSection(Section):
@@ -70,8 +78,44 @@ class NodesSection(Section):
 
     count: Annotated[int, Field(ge=2)]
     """Machines; the job engine starts the worker on each, with `TOOLKIT_NODE` 0, 1, ..."""
-    rendezvous: str
-    """`host:port` on the first of them, where they meet."""
+    rendezvous: str | None = None
+    """`host:port` on the first of them, where they meet; job engines that know the first node say it themselves."""
+
+
+class AskedSection(Section):
+    """What a job asks of its engine; what is not given is the default of the stage."""
+
+    gpus: Annotated[int, Field(ge=0)] | None = None
+    """GPUs on each node. By default those of `gpu.count` for training, one for stages that compute, else none."""
+    cpus: Annotated[int, Field(ge=1)] | None = None
+    """Processor cores on each node."""
+    memory_gib: Annotated[float, Field(gt=0)] | None = None
+    """Main memory on each node, GiB."""
+    time_limit: str | None = None
+    """How long it may run: `90` (seconds), `30m`, `12h`, `2d`. A checkpoint is kept ahead of it, and it goes on."""
+
+    @field_validator("time_limit")
+    @classmethod
+    def _duration(cls, value: str | None) -> str | None:
+        if value is not None:
+            seconds_of(value)
+        return value
+
+
+class ResourcesSection(AskedSection):
+    """What jobs ask for: all, and those of single stages."""
+
+    stages: Mapping[StageName, AskedSection] = Field(default_factory=dict)
+    """By stage, where it differs: `train: {gpus: 8}`."""
+
+
+class LimitsSection(Section):
+    """What is refused."""
+
+    gpu_hours: Annotated[float, Field(gt=0)] | None = None
+    """GPU-hours that the chains of this profile may use in a workspace, with what is submitted at its time limits."""
+    concurrent: Annotated[int, Field(ge=1)] | None = None
+    """Chains of this profile that may be under way at once in a workspace."""
 
 
 class Profile(Section):
@@ -83,6 +127,22 @@ class Profile(Section):
     """One line for people."""
     backend: Literal["local", "slurm", "ray", "kubernetes"] = "local"
     """What starts the steps of `toolkit run --on`."""
+    python: str | None = None
+    """The core's interpreter on the machines of the jobs; the one that submits unless given."""
+    resources: ResourcesSection = ResourcesSection()
+    """What jobs ask for."""
+    retries: Annotated[int, Field(ge=0)] = 3
+    """How often a job is started again after a preemption or loss; tries that got further do not count."""
+    grace_s: Annotated[int, Field(ge=5)] = 90
+    """Seconds from the first word of a coming end to the end: time for a checkpoint."""
+    limits: LimitsSection = LimitsSection()
+    """What is refused."""
+    variables: Mapping[str, str] = Field(default_factory=dict)
+    """Environment variables of the jobs; never secrets, they are written down."""
+    secrets: Mapping[str, str] = Field(default_factory=dict)
+    """Variable -> where its value is: `env:NAME`, `file:/path`, or what the engine knows. Values are never written."""
+    local: LocalSection | None = None
+    """This machine's own keys."""
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     """Which locks are meant; `auto` looks for an NVIDIA device."""
     gpu: GpuSection | None = None
@@ -104,9 +164,27 @@ class Profile(Section):
         return detect_accelerator() if self.accelerator == "auto" else self.accelerator
 
     @property
+    def options(self) -> dict[str, Any]:
+        """The section of the profile's own engine, as plain data; its defaults unless given."""
+        section: Section | None = getattr(self, self.backend)
+        return section.model_dump(mode="json") if section else {}
+
+    @property
     def folder(self) -> Path | None:
         """Folder of the file, where relative paths start; ``None`` for a profile made in memory."""
         return self._folder
+
+
+def seconds_of(text: str) -> int:
+    """``"90"``, ``"30m"``, ``"12h"``, ``"2d"`` in seconds.
+
+    Raises:
+        ValueError: It is no such text.
+    """
+    number, unit = text.rstrip("smhd"), text[len(text.rstrip("smhd")) :]
+    if not number.isdigit() or unit not in UNITS_S or int(number) == 0:
+        raise ValueError(f"{text!r} is no time: write 90, 30m, 12h or 2d")
+    return int(number) * UNITS_S[unit]
 
 
 def profile_names() -> tuple[str, ...]:

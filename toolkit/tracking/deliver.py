@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.tracking import client as mlflow_client
-from toolkit.tracking.outbox import Outbox, Record
+from toolkit.tracking.outbox import FIRST_WORDS, LAST_WORDS, Outbox, Record
 from toolkit.tracking.store import Store
 
 METRICS_AT_ONCE = 1000
@@ -55,6 +55,8 @@ class Delivery:
             "file": self._file,
             "model": self._model,
             "finish": self._finish,
+            "again": self._again,
+            "leave": self._leave,
         }
 
     @property
@@ -80,7 +82,7 @@ class Delivery:
                 self._pass_over(batch, str(error))
             except OSError as error:  # artifacts travel by requests and by the file system
                 raise UndeliveredError(str(error)) from error
-            finished = finished or batch[-1].op == "finish"
+            finished = batch[-1].op in LAST_WORDS or (finished and batch[-1].op not in FIRST_WORDS)
         return finished
 
     def _deliver(self, batch: list[Record]) -> None:
@@ -104,7 +106,7 @@ class Delivery:
         experiment = mlflow_client.experiment_id(self._client, self._store, values["experiment"])
         found = (
             self._find_run(experiment, values["tags"]["toolkit.key"])
-            if values["doubtful"]
+            if values["doubtful"] or values.get("again")
             else None
         )
         if found is None:
@@ -115,6 +117,17 @@ class Delivery:
                 run_name=values["name"],
             )
         self._done = self._outbox.note(self._done, run_id=found.info.run_id)
+        if values.get("again"):
+            self._again(values)
+
+    def _again(self, _values: dict[str, Any]) -> None:
+        """Another process goes on with a run: it runs, whatever it was."""
+        self._client.update_run(self.run_id, status="RUNNING")
+
+    def _leave(self, values: dict[str, Any]) -> None:
+        """A process leaves a run to another one; ``SCHEDULED`` where that is not sure to come soon."""
+        if values["status"]:
+            self._client.update_run(self.run_id, status=values["status"])
 
     def _find_run(self, experiment: str, key: str) -> Any:
         found = self._client.search_runs(

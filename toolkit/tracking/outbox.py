@@ -25,7 +25,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Self
 
+from toolkit.errors import TrackingError
 from toolkit.workspace import private_folder
+
+LAST_WORDS = ("finish", "leave")
+FIRST_WORDS = ("create", "again")
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,21 @@ class Outbox:
         box = cls(private_folder(root / f"{stamp}-{name}-{uuid.uuid4().hex[:8]}"))
         box.hold()
         return box
+
+    @classmethod
+    def keyed(cls, root: Path, key: str) -> Self:
+        """The outbox of a run that goes on over several processes, one after the other; held by this one.
+
+        What an earlier process wrote and could not deliver is still in it. Where somebody delivers that just now,
+        another folder beside it is taken: the key leads to the same run.
+        """
+        for place in (key, key, key, *(f"{key}.{n}" for n in range(2, 100))):
+            box = cls(private_folder(root / place))
+            if box.hold() and (box.folder / "lock").exists():  # not just removed by who held it
+                box.mend()
+                return box
+            time.sleep(0.2)
+        raise TrackingError(f"{root / key} is held by another process", "wait until it ended")
 
     def hold(self) -> bool:
         """Take the lock, which ends with this process; ``False`` if another one has it."""
@@ -135,8 +154,11 @@ class Outbox:
         return not any(True for _ in self.records(0))
 
     def finished(self) -> bool:
-        """Whether the run's end was recorded."""
-        return any(record.op == "finish" for record in self.records(0))
+        """Whether its writer said that this is all: the run's end, or that another process goes on with it."""
+        last = "create"
+        for record in self.records(0):
+            last = record.op if record.op in (*LAST_WORDS, *FIRST_WORDS) else last
+        return last in LAST_WORDS
 
     @property
     def delivered(self) -> Delivered:

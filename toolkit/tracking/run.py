@@ -14,12 +14,12 @@ import re
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from toolkit.errors import TrackingError
-from toolkit.tracking.describe import Dataset, flatten, git_state
+from toolkit.tracking.describe import Dataset, GitState, flatten, git_state
 from toolkit.tracking.forward import Forwarder
 from toolkit.tracking.outbox import Outbox
 from toolkit.tracking.replay import sync
@@ -41,19 +41,46 @@ TAG_LIMIT = 5000
 class TrackedRun:
     """A run whose story is written to disk first and carried to MLflow in the background."""
 
-    def __init__(self, store: Store, experiment: str, name: str, tags: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        experiment: str,
+        name: str,
+        tags: Mapping[str, str],
+        key: str | None = None,
+        *,
+        again: bool = False,
+    ) -> None:
+        """Open a run.
+
+        Args:
+            store: Where to.
+            experiment: Name of the experiment.
+            name: Name of the run.
+            tags: Tags.
+            key: What names the run for ever, where other processes go on with it (:meth:`leave`).
+            again: Whether an earlier process may have opened it under this key.
+        """
         self.store = store
-        self._outbox = Outbox.create(store.outboxes, name)
-        self._outbox.put(
-            "create",
-            store=store.described(),
-            experiment=experiment,
-            name=name,
-            start_ms=_now_ms(),
-            tags={"toolkit.key": self._outbox.folder.name, "mlflow.user": _user(), **tags},
-        )
+        root = store.outboxes
+        self._outbox = Outbox.keyed(root, key) if key else Outbox.create(root, name)
+        if self._outbox.empty():
+            own = {"toolkit.key": key or self._outbox.folder.name, "mlflow.user": _user()}
+            self._outbox.put(
+                "create",
+                store=store.described(),
+                experiment=experiment,
+                name=name,
+                start_ms=_now_ms(),
+                tags=own | dict(tags),
+                again=again,
+            )
+        else:
+            self._outbox.put("again")
         self._forwarder = Forwarder(self._outbox, store)
         self._finished = False
+        self.left: Callable[[BaseException], bool] = lambda _: False
+        """Whether a process that ends by this error leaves the run to another try."""
         self.stage_traceback: str | None = None
         """Set it where the error that ends the run was raised in another process."""
 
@@ -112,16 +139,18 @@ class TrackedRun:
         """Record a file as an artifact, under ``folder``; it is read when it is sent."""
         self._outbox.put("file", path=str(path.absolute()), folder=folder)
 
-    def code(self, folder: Path) -> None:
-        """Record commit and diff of the repository around ``folder``."""
-        state = git_state(folder)
+    def code(self, state: GitState | None) -> None:
+        """Record commit and diff, where there is a repository."""
         if state is not None:
             self.tag(state.tags)
             if state.diff:
                 self.text("git.diff", state.diff)
 
     def fail(self, error: BaseException) -> None:
-        """End the run as FAILED with the traceback; KILLED when somebody stopped it."""
+        """End the run as FAILED with the traceback; KILLED when somebody stopped it; leave it to another try."""
+        if self.left(error):
+            self.leave("SCHEDULED")
+            return
         if not isinstance(error, Exception):
             self._end("KILLED")
             return
@@ -130,11 +159,22 @@ class TrackedRun:
         self.text("traceback.txt", shown)
         self._end("FAILED")
 
+    def leave(self, status: str | None = None) -> None:
+        """Go away without ending the run: another process will go on with it.
+
+        Args:
+            status: What MLflow shows meanwhile (``SCHEDULED``); as it is unless given.
+        """
+        self._close("leave", status=status)
+
     def _end(self, status: str) -> None:
+        self._close("finish", status=status, ms=_now_ms())
+
+    def _close(self, word: str, **values: Any) -> None:
         if self._finished:
             return
         self._finished = True
-        self._outbox.put("finish", status=status, ms=_now_ms())
+        self._outbox.put(word, **values)
         if self._forwarder.close(CLOSE_S):
             self._outbox.remove()
         else:
@@ -164,8 +204,12 @@ class RecipeRun(TrackedRun):
         recipe: Mapping[str, Any],
         recipe_path: Path,
         tags: Mapping[str, str],
+        *,
+        key: str | None = None,
     ) -> Self:
         """Open the parent run of ``recipe`` (the resolved recipe, as JSON values).
+
+        With ``key`` other processes can go on with it, and a second try at opening it finds the first one.
 
         Raises:
             TrackingError: The store did not take the run.
@@ -176,15 +220,20 @@ class RecipeRun(TrackedRun):
             "toolkit.recipe": name,
             "mlflow.source.name": str(recipe_path),
         }
-        run = cls(store, experiment, name, own | dict(tags))
+        run = cls(store, experiment, name, own | dict(tags), key, again=key is not None)
         if run._forwarder.wait_for_run(START_S) is None:
             run._abandon()
         run.params(recipe)
         if recipe_path.is_file():
             run.file(recipe_path)
-        run.code(recipe_path.parent)
+        run.code(git_state(recipe_path.parent))
         run._replay()
         return run
+
+    @classmethod
+    def again(cls, store: Store, experiment: str, name: str, key: str) -> Self:
+        """Go on with the run that :meth:`start` opened under ``key``, perhaps in another process."""
+        return cls(store, experiment, name, {}, key, again=True)
 
     def step_done(
         self, step: str, metrics: Mapping[str, float], run_id: str | None, *, cached: bool
@@ -197,6 +246,10 @@ class RecipeRun(TrackedRun):
         self.tag({f"toolkit.step.{step}": run_id or ""})
         if cached:
             self.tag({f"toolkit.cached.{step}": "true"})
+
+    def end(self, status: str) -> None:
+        """End the run, whatever became of the whole: ``FINISHED``, ``FAILED``, ``KILLED``."""
+        self._end(status)
 
     def _replay(self) -> threading.Thread:
         """Deliver in the background what ended runs left behind."""
@@ -238,6 +291,8 @@ class StepRun(TrackedRun):
         datasets: Sequence[Dataset] = (),
         recipe_dir: Path | None = None,
         lock_text: str | None = None,
+        key: str | None = None,
+        code: GitState | None = None,
     ) -> Self:
         """Open the child run; returns at once, whether the store answers or not.
 
@@ -251,16 +306,18 @@ class StepRun(TrackedRun):
             datasets: What the step reads.
             recipe_dir: Folder whose repository's commit and diff are recorded.
             lock_text: The environment's lock, kept as ``environment.lock.txt``.
+            key: What names the run over several attempts of a job: each goes on with the same one.
+            code: Commit and diff, where they were taken before; else those of ``recipe_dir``.
         """
         own = {"toolkit.kind": "step", "toolkit.step": step}
         if parent_id:
             own["mlflow.parentRunId"] = parent_id
-        run = cls(store, experiment, step, own | dict(tags))
+        run = cls(store, experiment, step, own | dict(tags), key, again=key is not None)
         run._sampler = SystemSampler(run.log)
         run.params(config)
         run.inputs(datasets)
-        if recipe_dir is not None:
-            run.code(recipe_dir)
+        state = code or (git_state(recipe_dir) if recipe_dir is not None else None)
+        run.code(state)
         if lock_text is not None:
             run.text("environment.lock.txt", lock_text)
         return run
@@ -289,9 +346,9 @@ class StepRun(TrackedRun):
                 self.file(path, str(Path("artifact") / path.relative_to(artifact).parent))
         self._end("FINISHED")
 
-    def _end(self, status: str) -> None:
+    def _close(self, word: str, **values: Any) -> None:
         self._sampler.stop()
-        super()._end(status)
+        super()._close(word, **values)
 
 
 def _key(name: str) -> str:

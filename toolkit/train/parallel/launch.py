@@ -31,6 +31,9 @@ RANK_OF = "TOOLKIT_LAUNCHER"
 NODE = "TOOLKIT_NODE"
 """Environment variable: which of several nodes this is, from 0. Job engines set it."""
 
+RENDEZVOUS = "TOOLKIT_RENDEZVOUS"
+"""Environment variable: ``host:port`` on the first node, where the profile names none. Job engines set it."""
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -62,7 +65,7 @@ def torchrun_arguments(
     """
     meeting = ["--standalone"]
     if launch.nodes > 1:
-        endpoint = launch.rendezvous or ""
+        endpoint = launch.rendezvous or os.environ.get(RENDEZVOUS, "")
         meeting = [f"--nnodes={launch.nodes}", f"--node-rank={node}", "--rdzv-backend=c10d"]
         meeting += [f"--rdzv-endpoint={endpoint}", f"--rdzv-id={run_id}"]
     own = [f"--nproc-per-node={launch.processes}", "--max-restarts=0", "--monitor-interval=0.5"]

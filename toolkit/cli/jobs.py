@@ -1,0 +1,336 @@
+"""``toolkit jobs``: what ``run --on`` submitted, on whatever engine it is."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from toolkit.cli import render
+from toolkit.cli.options import json_option, workspace_option
+
+if TYPE_CHECKING:
+    from toolkit.launch.report import JobReport
+
+names_argument = click.argument("names", nargs=-1, required=True, metavar="NAME...")
+
+
+@click.group()
+def jobs() -> None:
+    """Look at, follow, end and repeat the jobs of a workspace. NAME is a chain, its beginning, or a job.
+
+    \b
+    Example:
+      toolkit jobs list
+    """
+
+
+@jobs.command("list")
+@click.option("--all", "show_all", is_flag=True, help="Chains that ended more than a day ago too.")
+@workspace_option
+@json_option
+def list_jobs(show_all: bool, workspace: Path | None, as_json: bool) -> None:
+    """List jobs with their states, the newest chain first.
+
+    \b
+    Example:
+      toolkit jobs list --json
+    """
+    root, chains = _chains(workspace)
+    reports = _look(root, chains)
+    if not show_all:
+        reports = _recent(reports)
+    if as_json:
+        render.as_json([asdict(one) for one in reports])
+    elif not reports:
+        render.say("no jobs: toolkit run RECIPE --on PROFILE submits some")
+    else:
+        columns = ("job", "state", "tries", "time", "where", "reason")
+        render.table(columns, [_row(one) for one in reversed(reports)])
+
+
+@jobs.command("show")
+@names_argument
+@workspace_option
+@json_option
+def show_jobs(names: Sequence[str], workspace: Path | None, as_json: bool) -> None:
+    """Show all that is known of jobs: states in our words and the engine's, attempts, causes, costs.
+
+    \b
+    Example:
+      toolkit jobs show tickets-3fa2c1d4
+    """
+    root, chains = _chains(workspace, names)
+    reports = _named(_look(root, chains), root, names)
+    if as_json:
+        render.as_json([_full(one) for one in reports])
+        return
+    for one in reports:
+        _show_one(one)
+
+
+@jobs.command("logs")
+@click.argument("name")
+@click.option("-f", "--follow", is_flag=True, help="Wait for more until the job is over.")
+@workspace_option
+@json_option
+def show_logs(name: str, follow: bool, workspace: Path | None, as_json: bool) -> None:
+    """Print what jobs printed: all tries, all nodes; while they wait, while they run, and after.
+
+    \b
+    Example:
+      toolkit jobs logs -f tickets-3fa2c1d4
+    """
+    from toolkit.launch import keeping, logs, orders, report
+
+    root, chains = _chains(workspace, [name])
+    ids = orders.find(root, [name])
+    for chain in chains:
+
+        def tick(chain: dict[str, Any] = chain) -> None:
+            if report.needs_keeper(chain):
+                keeping.ensure(root)
+
+        for line in logs.lines(root, chain, ids[chain["id"]], follow=follow, tick=tick):
+            if as_json:
+                render.say(_one_line_of_json(asdict(line)))
+            else:
+                render.say(f"[node {line.node}] {line.text}" if line.node else line.text)
+
+
+@jobs.command("wait")
+@names_argument
+@click.option("--timeout", type=float, help="Seconds; then it ends with exit code 124.")
+@workspace_option
+@json_option
+def wait_for(
+    names: Sequence[str], timeout: float | None, workspace: Path | None, as_json: bool
+) -> None:
+    """Wait until chains are over; exit code 0 when all succeeded, else that of the first that did not.
+
+    \b
+    Example:
+      toolkit jobs wait tickets-3fa2c1d4 --timeout 3600
+    """
+    from toolkit.cli.following import follow
+
+    root, chains = _chains(workspace, names)
+    reports: list[JobReport] = []
+    end = time.monotonic() + timeout if timeout is not None else None
+    for chain in chains:
+        left = None if end is None else max(0.0, end - time.monotonic())
+        try:
+            reports += follow(root, chain["id"], quiet=True, timeout_s=left)
+        except TimeoutError:
+            render.hint(f"{chain['id']} is not over after {timeout:g} s")
+            sys.exit(124)
+    _show_all(reports, as_json=as_json)
+    sys.exit(_exit_code(reports))
+
+
+@jobs.command("cancel")
+@names_argument
+@workspace_option
+@json_option
+def cancel_jobs(names: Sequence[str], workspace: Path | None, as_json: bool) -> None:
+    """End jobs with everything they started, within 30 seconds; can be repeated. Later jobs of a chain end too.
+
+    \b
+    Example:
+      toolkit jobs cancel tickets-3fa2c1d4
+    """
+    from toolkit.errors import BackendError
+    from toolkit.launch import orders
+
+    root, _ = _chains(workspace)
+    wanted = orders.find(root, names)
+    line = render.ProgressLine("cancel")
+    reports = orders.cancel(root, wanted, line.update)
+    ids = {one for some in wanted.values() for one in some}
+    _show_all([one for one in reports if one.id in ids], as_json=as_json)
+    if left := [one.id for one in reports if one.id in ids and not one.state.ended]:
+        raise BackendError(f"not gone yet: {', '.join(left)}", "run the same command again")
+
+
+@jobs.command("retry")
+@names_argument
+@workspace_option
+@json_option
+def retry_jobs(names: Sequence[str], workspace: Path | None, as_json: bool) -> None:
+    """Start again what failed or was cancelled of chains that are over; what succeeded is not done again.
+
+    \b
+    Example:
+      toolkit jobs retry tickets-3fa2c1d4
+    """
+    from toolkit.launch import orders
+
+    root, chains = _chains(workspace, names)
+    again = {chain["id"]: orders.retry(root, chain) for chain in chains}
+    if as_json:
+        render.as_json(again)
+        return
+    for chain, ids in again.items():
+        render.say(f"{chain}: {', '.join(ids)}")
+
+
+@jobs.command("top")
+@workspace_option
+@json_option
+def top(workspace: Path | None, as_json: bool) -> None:
+    """Show what jobs cost: GPU-hours and hours by recipe and step, and what is used now.
+
+    \b
+    Example:
+      toolkit jobs top
+    """
+    root, chains = _chains(workspace)
+    reports = _look(root, chains)
+    by: dict[tuple[str, str], list[JobReport]] = defaultdict(list)
+    for one in reports:
+        by[one.recipe, one.step].append(one)
+    rows = [_cost(recipe, step, some) for (recipe, step), some in by.items()]
+    rows.sort(key=lambda row: (-row["gpu_hours"], -row["hours"]))
+    total = sum(row["gpu_hours"] for row in rows)
+    if as_json:
+        render.as_json(
+            {"gpu_hours": total, "steps": rows, "jobs": [asdict(one) for one in reports]}
+        )
+        return
+    columns = ("recipe", "step", "jobs", "tries", "running", "hours", "GPU-hours")
+    render.table(columns, [tuple(_number(value) for value in row.values()) for row in rows])
+    render.say(f"{total:.2f} GPU-hours in all; {sum(row['running'] for row in rows)} jobs run now")
+
+
+def _cost(recipe: str, step: str, some: Sequence[JobReport]) -> dict[str, Any]:
+    return {
+        "recipe": recipe,
+        "step": step,
+        "jobs": len(some),
+        "tries": sum(one.attempts for one in some),
+        "running": sum(one.state == "running" for one in some),
+        "hours": sum(one.seconds for one in some) / 3600,
+        "gpu_hours": sum(one.gpu_hours for one in some),
+    }
+
+
+def _number(value: Any) -> Any:
+    return f"{value:.3f}" if isinstance(value, float) else value
+
+
+def reports_of(root: Path, chain: str) -> list[JobReport]:
+    """Reports of one chain."""
+    from toolkit.launch import orders, report
+
+    return orders.look(root, [one for one in report.chains(root) if one["id"] == chain])
+
+
+def _chains(
+    workspace: Path | None, names: Sequence[str] | None = None
+) -> tuple[Path, list[dict[str, Any]]]:
+    """The ``jobs`` folder and the chains meant; a keeper is started again when one is needed and gone."""
+    from toolkit.launch import keeping, orders, report
+    from toolkit.workspace import Workspace
+
+    root = Workspace.locate(workspace).jobs
+    chains = report.chains(root)
+    if names is not None:
+        wanted = orders.find(root, names)
+        chains = [chain for chain in chains if chain["id"] in wanted]
+    waits = (c for c in chains if not (root / c["id"] / "settled.json").exists())
+    if any(report.needs_keeper(chain) for chain in waits):
+        keeping.ensure(root)
+    return root, chains
+
+
+def _look(root: Path, chains: Sequence[dict[str, Any]]) -> list[JobReport]:
+    """Reports, with the MLflow runs of chains that are over ended."""
+    from toolkit.launch import orders
+    from toolkit.launch.settle import settle
+
+    reports = orders.look(root, chains)
+    open_ = {one.chain for one in reports if not one.state.ended}
+    for chain in chains:
+        if chain["id"] not in open_:
+            settle(root / chain["id"])
+    return reports
+
+
+def _recent(reports: Iterable[JobReport]) -> list[JobReport]:
+    """Those of chains that are not over, or ended within a day."""
+    by: dict[str, list[JobReport]] = defaultdict(list)
+    for one in reports:
+        by[one.chain].append(one)
+    day = time.time() - 86400
+    kept = (
+        some
+        for some in by.values()
+        if not all(one.state.ended for one in some) or max(one.ended or 0 for one in some) > day
+    )
+    return [one for some in kept for one in some]
+
+
+def _named(reports: Sequence[JobReport], root: Path, names: Sequence[str]) -> list[JobReport]:
+    from toolkit.launch import orders
+
+    ids = {one for some in orders.find(root, names).values() for one in some}
+    return [one for one in reports if one.id in ids]
+
+
+def _row(one: JobReport) -> tuple[Any, ...]:
+    where = " ".join(filter(None, (one.host, f"GPU {one.gpus}" if one.gpus else None)))
+    took = render.duration(one.seconds) if one.seconds else None
+    return one.id, one.state.value, one.attempts or None, took, where, one.reason
+
+
+def _full(one: JobReport) -> dict[str, Any]:
+    from toolkit.launch.folder import JobFolder
+
+    attempts = JobFolder(Path(one.folder)).attempts
+    told = [{"number": a.number, "started": a.started, "ended": a.ended} for a in attempts]
+    return asdict(one) | {"tries": told}
+
+
+def _show_one(one: JobReport) -> None:
+    render.say(f"{one.id}  {one.state.value}{f': {one.reason}' if one.reason else ''}")
+    if one.hint:
+        render.say(f"  hint: {one.hint}")
+    engine = f"{one.engine_id} ({one.word})" if one.word else one.engine_id
+    render.say(
+        f"  {one.backend}: {engine or 'not handed over'}; profile {one.profile}; {one.folder}"
+    )
+    for row in _full(one)["tries"]:
+        begun, ended = row["started"] or {}, row["ended"] or {}
+        gpus = f", GPU {begun['gpus']}" if begun.get("gpus") else ""
+        end = f"{ended['cause']}: {ended['message'] or 'exit code 0'}" if ended else "runs"
+        render.say(f"  try {row['number']} on {begun.get('host')}{gpus}: {end}")
+    render.say(f"  {render.duration(one.seconds)}, {one.gpu_hours:.3f} GPU-hours")
+
+
+def _show_all(reports: Sequence[JobReport], *, as_json: bool) -> None:
+    if as_json:
+        render.as_json([asdict(one) for one in reports])
+    else:
+        columns = ("job", "state", "tries", "time", "where", "reason")
+        render.table(columns, [_row(one) for one in reports])
+
+
+def _exit_code(reports: Sequence[JobReport]) -> int:
+    """0 when all succeeded; else the first one's own, where that is one for people."""
+    for one in reports:
+        if one.state != "succeeded":
+            code = one.exit_code or 1
+            return code if 0 < code < 128 else 1
+    return 0
+
+
+def _one_line_of_json(value: dict[str, Any]) -> str:
+    import json
+
+    return json.dumps(value, ensure_ascii=False)

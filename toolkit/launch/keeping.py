@@ -1,0 +1,63 @@
+"""The way to the keeper: a mark in its inbox, and a keeper that runs.
+
+One for each workspace and machine::
+
+    <workspace>/jobs/keeper/<host>/
+    ├── lock            held by the keeper while it lives
+    ├── inbox/<chain>   look at this chain: it is new, or something of it changed
+    ├── dbos.sqlite     its queue
+    └── log.txt
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from toolkit import resources
+from toolkit.launch import causes
+from toolkit.launch.holding import is_held
+from toolkit.workspace import private_folder
+
+
+def place(jobs: Path) -> Path:
+    """The keeper's folder on this machine."""
+    return private_folder(jobs / "keeper" / causes.host())
+
+
+def ask(chain: Path) -> None:
+    """Have the keeper look at a chain; start one unless it runs."""
+    mark(chain)
+    ensure(chain.parent)
+
+
+def mark(chain: Path) -> None:
+    """Have a keeper that runs look at a chain."""
+    (private_folder(place(chain.parent) / "inbox") / chain.name).touch()
+
+
+def ensure(jobs: Path) -> bool:
+    """Start a keeper unless one runs; whether it did. It survives this process and its terminal."""
+    folder = place(jobs)
+    if is_held(folder / "lock"):
+        return False
+    with (folder / "log.txt").open("ab") as log:
+        subprocess.Popen(
+            [sys.executable, "-P", "-m", "toolkit.launch.keeper", str(jobs)],
+            env=os.environ | {"PYTHONPATH": _path(jobs)},
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    return True
+
+
+def _path(jobs: Path) -> str:
+    """The newest kept code first: what is edited in a checkout changes no keeper that runs."""
+    kept = sorted((jobs / "code").glob("*/toolkit"), key=lambda path: path.stat().st_mtime)
+    first = kept[-1].parent if kept else resources.PACKAGE.parent
+    return os.pathsep.join((str(first), *filter(None, [os.environ.get("PYTHONPATH")])))

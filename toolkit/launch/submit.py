@@ -1,0 +1,89 @@
+"""Submitting: everything is on disk before any engine is asked, in an order that survives a kill at any point."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from toolkit import tracking
+from toolkit.launch import limits, snapshot
+from toolkit.launch.chain import Draft, draft
+from toolkit.launch.folder import write
+from toolkit.launch.handing import hand_over
+from toolkit.prepare import Prepared
+from toolkit.survey import StepStatus
+from toolkit.tracking import Store
+from toolkit.tracking.describe import GitState
+from toolkit.workspace import private_folder
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A chain that an engine, or the keeper, has."""
+
+    folder: Path
+    before: bool
+    """Whether it was submitted before and has not ended: nothing new was started."""
+
+    @property
+    def id(self) -> str:
+        """The chain's id."""
+        return self.folder.name
+
+
+def submit(
+    prepared: Prepared, statuses: Sequence[StepStatus], *, resume: bool, frozen: bool
+) -> Submitted:
+    """Submit what is not done of a plan, or go on with the submission of the same that was cut off.
+
+    Raises:
+        DriftError: ``frozen``, and something differs from ``toolkit.lock``.
+        LimitError: The profile allows no more.
+        TrackingError: The MLflow store cannot be opened.
+        BackendError: The engine is not there, or refuses.
+    """
+    jobs = private_folder(prepared.workspace.jobs)
+    with _alone(jobs / "submit.lock"):
+        made = draft(prepared, statuses, resume=resume, frozen=frozen)
+        before = (made.folder / "chain.json").exists()
+        if not before:
+            limits.check(made)
+            tracking.check(Store.read(made.record["store"]))
+            _write(made)
+        hand_over(made.folder)
+    return Submitted(made.folder, before)
+
+
+def _write(made: Draft) -> None:
+    """Everything that the chain is, in one rename."""
+    part = made.folder.with_name(f".{made.folder.name}.part")
+    if part.exists():
+        shutil.rmtree(part)
+    private_folder(part)
+    snapshot.keep_code(made.folder.parent, made.record["code"])
+    source, state = snapshot.keep_recipe(made.prepared, part)
+    recipe_dir = made.folder / source.relative_to(part)
+    for spec, step in zip(made.jobs, made.steps, strict=True):
+        job = private_folder(part / spec.id)
+        (job / "job.json").write_text(spec.to_json())
+        kept = replace(step, recipe_dir=str(recipe_dir), code=_git(state))
+        write(job / "step.json", {"spec": asdict(kept)})
+    write(part / "chain.json", dict(made.record) | {"at": time.time()})
+    part.rename(made.folder)
+
+
+def _git(state: GitState | None) -> dict[str, str] | None:
+    return asdict(state) if state else None
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One submission at a time in a workspace."""
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
