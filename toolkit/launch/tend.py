@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from toolkit.errors import BackendError, NoPlaceError
 from toolkit.launch import keeping
@@ -134,17 +135,18 @@ class Tender:
         if submitted is None:
             return True
         seen = (await self._ask(str(submitted["id"]))).get(str(submitted["id"]))
+        over = seen is not None and (seen.state.ended or seen.cause is not None)
         if mine is None:
-            if seen is None or not seen.state.ended:
+            if seen is None or not over:
                 return False
-            self._never_began(job, seen.reason or f"the engine says {seen.word}")
+            said = seen.reason or f"the engine says {seen.word}"
+            self._never_began(job, said, seen.cause)
             return True
         age = mine.beat_age_s() or 0.0
-        over = seen is not None and seen.state.ended
         if age > LOST_S or (over and age > LOST_S / 3):
             if not over:
                 await asyncio.to_thread(self._backend.cancel, [str(submitted["id"])])
-            write(mine.folder / "ended.json", job.lost(mine))
+            write(mine.folder / "ended.json", job.lost(mine) | _told(seen))
             return True
         return False
 
@@ -161,11 +163,20 @@ class Tender:
                 self._asked = {}  # not there just now; heartbeats tell meanwhile
         return self._asked
 
-    def _never_began(self, job: JobFolder, why: str) -> None:
+    def _never_began(self, job: JobFolder, why: str, cause: Cause | None = None) -> None:
         attempt = job.next_attempt()
-        end = {"at": time.time(), "exit_code": None, "cause": Cause.failed.value, "kept": False}
+        found = Cause.failed if cause in (None, Cause.done) else cause
+        end = {"at": time.time(), "exit_code": None, "cause": found.value, "kept": False}
         said = {"message": f"it did not begin: {why}", "hint": None, "again": False}
         write(attempt.folder / "ended.json", end | said)
+
+
+def _told(seen: Seen | None) -> dict[str, Any]:
+    """What the engine knows of an end that the job itself could not tell: it was killed for its memory, say."""
+    if seen is None or seen.cause in (None, Cause.done, Cause.preempted):
+        return {}
+    message = f"{seen.word}: {seen.reason}" if seen.reason else f"the engine says {seen.word}"
+    return {"cause": seen.cause.value, "exit_code": seen.exit_code, "message": message}
 
 
 def _note(job: JobFolder, reason: str) -> None:
