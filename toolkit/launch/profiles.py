@@ -13,6 +13,7 @@ from toolkit.environments.resolve import detect_accelerator
 from toolkit.errors import UsageError
 from toolkit.launch.kubernetes.section import KubernetesSection
 from toolkit.launch.local.section import LocalSection
+from toolkit.launch.ray.section import RaySection
 from toolkit.recipe.base import Name, Section
 from toolkit.registry import close_match
 
@@ -151,6 +152,8 @@ class Profile(Section):
     """Processes that training is split over, on each machine: as many as GPUs unless given; one on a CPU."""
     nodes: NodesSection | None = None
     """Several machines for training; one unless given."""
+    ray: RaySection | None = None
+    """The cluster, for the backend `ray`."""
     kubernetes: KubernetesSection | None = None
     """The cluster, for the backend `kubernetes`."""
     environments: EnvironmentsSection = EnvironmentsSection()
