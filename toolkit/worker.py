@@ -159,6 +159,7 @@ def run_step(
                 "seconds": outcome.seconds,
                 "peak_memory_gib": outcome.peak_memory_gib,
             }
+            run.wait()
             done = artifact.publish(final, _manifest(spec, outcome, run.reference))
             if spec.kind in (Kind.model, Kind.adapter):
                 run.model(f"{spec.recipe}-{spec.step}", spec.kind, final, spec.fingerprint)

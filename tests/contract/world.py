@@ -13,7 +13,7 @@ from pathlib import Path
 from toolkit.launch import causes, orders, report
 from toolkit.launch.folder import JobFolder, write
 from toolkit.launch.handing import hand_over
-from toolkit.launch.spec import JobSpec, Resources
+from toolkit.launch.spec import JobSpec
 from toolkit.launch.states import State
 from toolkit.workspace import private_folder
 

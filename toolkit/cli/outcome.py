@@ -48,7 +48,7 @@ def show(outcome: RunOutcome, prepared: Prepared) -> None:
     rows = []
     for s in outcome.steps:
         manifest = s.artifact.manifest
-        run_id = (manifest["mlflow"] or {}).get("run_id", "")
+        run_id = (manifest["mlflow"] or {}).get("run_id") or ""
         rows.append(
             (
                 s.step.name,

@@ -10,11 +10,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from toolkit.errors import EngineError
-from toolkit.recipe.serve import ServeSection
 from toolkit.registry import Registry
+
+if TYPE_CHECKING:
+    from toolkit.recipe.serve import ServeSection
 
 LOOPBACK = "127.0.0.1"
 """The only address an engine listens on; ``serve.host`` is the front's, which knows its clients."""

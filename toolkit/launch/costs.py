@@ -16,7 +16,7 @@ def seconds(attempt: Attempt) -> float:
         return 0.0
     if ended:
         return max(0.0, float(ended["at"] - begun["at"]))
-    return max(0.0, time.time() - (attempt.beat_age_s() or 0.0) - begun["at"])
+    return max(0.0, float(time.time() - (attempt.beat_age_s() or 0.0) - begun["at"]))
 
 
 def gpu_hours(job: JobFolder) -> float:

@@ -209,10 +209,10 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON so that readers see all of it or none, also after the power went off."""
+    """Write JSON so that readers see all of it or none, also after the power went off; keys keep their order."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
     with part.open("w") as file:
-        file.write(json.dumps(content, indent=1, sort_keys=True) + "\n")
+        file.write(json.dumps(content, indent=1) + "\n")
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)

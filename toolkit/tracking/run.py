@@ -94,6 +94,10 @@ class TrackedRun:
         """What a manifest says about this run."""
         return {"run_id": self.run_id, "store": self.store.shown}
 
+    def wait(self, timeout_s: float = CLOSE_S) -> str | None:
+        """Wait until the store gave an id: a short step may end before MLflow is imported."""
+        return self._forwarder.wait_for_run(timeout_s)
+
     @property
     def lost(self) -> str | None:
         """Why the store does not get what is recorded now; ``None`` while it does."""

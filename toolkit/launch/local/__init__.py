@@ -19,7 +19,6 @@ from toolkit.launch import secrets
 from toolkit.launch.folder import JobFolder
 from toolkit.launch.holding import HELD, is_held, take
 from toolkit.launch.local.places import Places
-from toolkit.launch.local.section import LocalSection
 from toolkit.launch.spec import JobSpec
 from toolkit.launch.states import Seen, State
 
@@ -34,13 +33,15 @@ class Local:
     ordered: ClassVar[bool] = False
 
     def __init__(self, options: Mapping[str, Any], folder: Path) -> None:
-        self._section = LocalSection.model_validate(options)
+        self._options = options
         self._folder = folder
         self._started: list[subprocess.Popen[bytes]] = []
 
     @cached_property
     def _places(self) -> Places:
-        return Places(self._section)
+        from toolkit.launch.local.section import LocalSection
+
+        return Places(LocalSection.model_validate(self._options))
 
     def render(self, job: JobSpec, after: Mapping[str, str]) -> str:  # noqa: ARG002 - the keeper waits for those
         """The process to start, as JSON; secrets and GPUs are filled in when it has its place."""

@@ -10,11 +10,14 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from toolkit.errors import BackendError
 from toolkit.launch.holding import take
-from toolkit.launch.local.section import LocalSection
 from toolkit.launch.spec import Resources
+
+if TYPE_CHECKING:
+    from toolkit.launch.local.section import LocalSection
 
 FOLDER = "/tmp/toolkit-places"  # noqa: S108 - one for the whole machine, as /var/lock is not in every container
 CORES_OF_A_SLOT = 4
