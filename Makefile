@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv
 LOCKS := toolkit/environments/locks
 RECIPE ?= recipes/demo/tickets.yaml
-CPU_ENVIRONMENTS := train-cpu quantize-cpu vllm-cpu router
+CPU_ENVIRONMENTS := train-cpu quantize-cpu vllm-cpu router ray
 # Tests in these folders import torch and run in their stage's environment, not in the core.
 CORE_TESTS := --ignore-glob='*/integration/in_*'
 

@@ -56,7 +56,7 @@ class Head:
             BackendError: The head does not answer.
             Refused: It says no.
         """
-        found = json.loads(self._ask("GET", JOBS))
+        found = self._json(JOBS)
         return {one["submission_id"]: one for one in found if one.get("submission_id")}
 
     def find(self, name: str) -> dict[str, Any] | None:
@@ -67,7 +67,7 @@ class Head:
             Refused: It says no.
         """
         try:
-            found: dict[str, Any] = json.loads(self._ask("GET", JOBS + quote(name)))
+            found: dict[str, Any] = self._json(JOBS + quote(name))
         except Refused as error:
             if error.status != 404:
                 raise
@@ -103,7 +103,7 @@ class Head:
             BackendError: The head does not answer.
             Refused: It says no.
         """
-        return str(json.loads(self._ask("GET", f"{JOBS}{quote(name)}/logs"))["logs"])
+        return str(self._json(f"{JOBS}{quote(name)}/logs")["logs"])
 
     def _ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
         url = self.section.address.rstrip("/") + path
@@ -111,8 +111,9 @@ class Head:
         if token := self._token():
             headers["Authorization"] = f"Bearer {token}"
         asked = Request(url, body, headers, method=method)  # noqa: S310 - http or https by the section
+        tls = self._tls()
         try:
-            with urlopen(asked, timeout=self.section.timeout_s, context=self._tls()) as answer:  # noqa: S310
+            with urlopen(asked, timeout=self.section.timeout_s, context=tls) as answer:  # noqa: S310
                 found: bytes = answer.read()
         except HTTPError as error:
             raise _refused(error) from error
@@ -125,10 +126,23 @@ class Head:
             ) from error
         return found
 
+    def _json(self, path: str) -> Any:
+        found = self._ask("GET", path)
+        try:
+            return json.loads(found)
+        except ValueError as error:
+            raise BackendError(
+                f"{self.section.address} does not answer as Ray's Jobs API does: {found[:100]!r}",
+                "ray.address in the profile is the address of the dashboard, such as http://HEAD:8265",
+            ) from error
+
     def _tls(self) -> ssl.SSLContext | None:
         if not self.section.address.startswith("https:"):
             return None
-        return ssl.create_default_context(cafile=self.section.ca)
+        try:
+            return ssl.create_default_context(cafile=self.section.ca)
+        except OSError as error:
+            raise BackendError(f"ray.ca in the profile: {self.section.ca}: {error}") from error
 
     def _token(self) -> str | None:
         """The profile's, or the one that Ray's own client would show."""
