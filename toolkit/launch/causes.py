@@ -70,6 +70,11 @@ def of_exit(code: int, killed_by_kernel: bool) -> Cause:
         return Cause.done
     if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
         return Cause.out_of_memory if killed_by_kernel else Cause.lost
+    if code in (
+        -signal.SIGTERM,
+        128 + signal.SIGTERM,
+    ):  # asked to stop, by somebody who did not ask the shim
+        return Cause.preempted
     return {2: Cause.usage, 3: Cause.not_installed}.get(code, Cause.failed)
 
 

@@ -21,6 +21,9 @@ from toolkit.launch import causes
 from toolkit.launch.holding import is_held
 from toolkit.workspace import private_folder
 
+_started: list[subprocess.Popen[bytes]] = []
+"""Keepers that this process started: so that they are collected when they end before it does."""
+
 
 def place(jobs: Path) -> Path:
     """The keeper's folder on this machine."""
@@ -43,8 +46,9 @@ def ensure(jobs: Path) -> bool:
     folder = place(jobs)
     if is_held(folder / "lock"):
         return False
+    _started[:] = [one for one in _started if one.poll() is None]
     with (folder / "log.txt").open("ab") as log:
-        subprocess.Popen(
+        started = subprocess.Popen(
             [sys.executable, "-P", "-m", "toolkit.launch.keeper", str(jobs)],
             env=os.environ | {"PYTHONPATH": _path(jobs)},
             cwd=folder,
@@ -53,6 +57,7 @@ def ensure(jobs: Path) -> bool:
             stderr=log,
             start_new_session=True,
         )
+    _started.append(started)
     return True
 
 
