@@ -64,10 +64,11 @@ class RayCluster:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
-            self.process.wait(20)
+            self.process.wait(3)
         for one in self.processes():
             with suppress(psutil.Error):
                 one.kill()
+        self.process.wait(20)
         rmtree(self.folder, ignore_errors=True)
 
     def processes(self) -> list[psutil.Process]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.world import World
+from toolkit.errors import NotInstalledError
 
 
 def local(folder: Path, request: pytest.FixtureRequest) -> World:
@@ -19,4 +20,30 @@ def local(folder: Path, request: pytest.FixtureRequest) -> World:
     return World(folder, "local", places)
 
 
-ENGINES = {"local": local}
+def kubernetes(folder: Path, request: pytest.FixtureRequest) -> World:
+    """A small API server over HTTP whose containers are processes here; no cluster can be raised in CI."""
+    from tests.fake_kubernetes import Cluster
+
+    cluster = Cluster(folder / "cluster")
+    cluster.__enter__()
+    request.addfinalizer(lambda: cluster.__exit__(None, None, None))
+    volumes = [{"path": str(Path(folder.anchor) / folder.parts[1]), "claim": "team"}]
+    section = {"kubeconfig": str(cluster.kubeconfig()), "image": "toolkit", "volumes": volumes}
+    return World(folder, "kubernetes", section)
+
+
+def ray(folder: Path, request: pytest.FixtureRequest) -> World:
+    """A real Ray with four cores and four GPUs that are only numbers."""
+    from tests.ray_cluster import RayCluster, ray_python
+
+    try:
+        python = ray_python()
+    except NotInstalledError as error:
+        pytest.skip(str(error))
+    cluster = RayCluster(python)
+    cluster.__enter__()
+    request.addfinalizer(lambda: cluster.__exit__(None, None, None))
+    return World(folder, "ray", {"address": cluster.address, "token": f"file:{cluster.token_file}"})
+
+
+ENGINES = {"local": local, "kubernetes": kubernetes, "ray": ray}

@@ -19,7 +19,7 @@ from toolkit.launch.spec import JobSpec, Resources
 from toolkit.launch.states import Cause, State
 
 pytestmark = [pytest.mark.integration, pytest.mark.skipif(sys.platform != "linux", reason="/proc")]
-GIVES_UP_S = 20
+GIVES_UP_S = 30
 WAITS = "import os, time; open(F, 'w').write(str(os.getpid())); time.sleep(300)"
 STUBBORN = """
 import os, signal, subprocess, sys, time
@@ -75,12 +75,15 @@ def until(engine, engine_id, *states):
     raise AssertionError(f"still {found}")
 
 
-def pids(tmp_path, number=1):
-    file = tmp_path / f"pids-{number}"
+def begun(engine, spec) -> list[int]:
+    """Process ids that the job wrote down when it began; it is handed over again as the keeper would."""
+    file = Path(spec.argv[2].partition("'")[2].partition("'")[0])
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if file.exists() and file.read_text():
             return [int(one) for one in file.read_text().split()]
+        if engine.seen([spec.id])[spec.id].state is State.retrying:
+            engine.submit(spec, {})
         time.sleep(0.1)
     raise AssertionError("it did not begin")
 
@@ -170,10 +173,11 @@ def test_a_job_that_ended_before_it_began_has_its_log_in_ray(engine, job):
     assert engine.logs(spec, engine_id) is None
 
 
-def test_cancel_ends_the_whole_process_tree_and_can_be_repeated(engine, job, tmp_path, monkeypatch):
+def test_cancel_ends_the_whole_process_tree_and_can_be_repeated(engine, job, monkeypatch):
     monkeypatch.setattr("toolkit.launch.ray.render.CANCEL_S", 1)
-    engine_id = engine.submit(job(STUBBORN), {})
-    tree = pids(tmp_path)
+    spec = job(STUBBORN)
+    engine_id = engine.submit(spec, {})
+    tree = begun(engine, spec)
     engine.cancel([engine_id])
     engine.cancel([engine_id, "never-there"])
     assert until(engine, engine_id, State.cancelled).cause is Cause.cancelled
@@ -181,9 +185,10 @@ def test_cancel_ends_the_whole_process_tree_and_can_be_repeated(engine, job, tmp
     engine.cancel([engine_id])
 
 
-def test_a_job_waits_for_room_is_given_up_by_ray_and_handed_over_again(engine, job, tmp_path):
-    first = engine.submit(job(WAITS, 1, resources=ALL), {})
-    pids(tmp_path, 1)
+def test_a_job_waits_for_room_is_given_up_by_ray_and_handed_over_again(engine, job):
+    running = job(WAITS, 1, resources=ALL)
+    first = engine.submit(running, {})
+    begun(engine, running)
     waiting = job("pass", 2, resources=ALL)
     second = engine.submit(waiting, {})
     found = until(engine, second, State.queued)
@@ -197,8 +202,9 @@ def test_a_job_waits_for_room_is_given_up_by_ray_and_handed_over_again(engine, j
 
 
 def test_a_job_that_waits_can_be_cancelled_and_never_runs(engine, job, tmp_path):
-    first = engine.submit(job(WAITS, 1, resources=ALL), {})
-    pids(tmp_path, 1)
+    running = job(WAITS, 1, resources=ALL)
+    first = engine.submit(running, {})
+    begun(engine, running)
     second = engine.submit(job(WAITS, 2, resources=ALL), {})
     until(engine, second, State.queued)
     engine.cancel([second])
@@ -208,11 +214,10 @@ def test_a_job_that_waits_can_be_cancelled_and_never_runs(engine, job, tmp_path)
     assert not (tmp_path / "pids-2").exists()
 
 
-def test_a_job_whose_watcher_is_killed_is_lost_and_leaves_nothing_running(
-    engine, cluster, job, tmp_path
-):
-    engine_id = engine.submit(job(WAITS), {})
-    [pid] = pids(tmp_path)
+def test_a_job_whose_watcher_is_killed_is_lost_and_leaves_nothing_running(engine, cluster, job):
+    spec = job(WAITS)
+    engine_id = engine.submit(spec, {})
+    [pid] = begun(engine, spec)
     os.kill(cluster.supervisor_of(pid).pid, signal.SIGKILL)
     found = until(engine, engine_id, State.preempted)
     assert (found.word, found.cause) == ("JOB_SUPERVISOR_ACTOR_DIED", Cause.lost)

@@ -160,8 +160,9 @@ def _token_of(environ: Mapping[str, str]) -> str | None:
 
 
 def _refused(error: HTTPError) -> Refused:
-    """Ray answers with a traceback; its last line says what is wrong."""
-    lines = error.read().decode(errors="replace").strip().splitlines()
+    """Ray answers with a traceback; its last line with a word in it says what is wrong."""
+    found = error.read().decode(errors="replace").splitlines()
+    lines = [line.strip() for line in found if any(letter.isalnum() for letter in line)]
     said = lines[-1][:500] if lines else error.reason
     hint = None
     if error.code in (401, 403):
