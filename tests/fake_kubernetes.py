@@ -169,6 +169,12 @@ class Cluster:
             found["status"]["message"] = "The node was low on resource: memory."
             self._stop_container(found, 0)
 
+    def refuse(self, pod: str, reason: str = "UnexpectedAdmissionError") -> None:
+        """A node does not take the pod that it was given."""
+        with self.lock:
+            found = self.objects["pods"][pod]
+            found["status"] = {"phase": "Failed", "reason": reason, "message": "device is gone"}
+
     def run_out_of_memory(self, pod: str) -> None:
         """The kernel kills every process of the container."""
         with self.lock:

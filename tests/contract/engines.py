@@ -29,7 +29,9 @@ def kubernetes(folder: Path, request: pytest.FixtureRequest) -> World:
     request.addfinalizer(lambda: cluster.__exit__(None, None, None))
     volumes = [{"path": str(Path(folder.anchor) / folder.parts[1]), "claim": "team"}]
     section = {"kubeconfig": str(cluster.kubeconfig()), "image": "toolkit", "volumes": volumes}
-    return World(folder, "kubernetes", section)
+    world = World(folder, "kubernetes", section)
+    world.cluster = cluster
+    return world
 
 
 def ray(folder: Path, request: pytest.FixtureRequest) -> World:

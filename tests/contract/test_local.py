@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -53,19 +52,20 @@ def test_a_job_that_this_machine_can_never_hold_fails_at_once(local: World):
 
 def test_a_killed_keeper_ends_no_job_and_the_next_one_starts_none_twice(local: World, tmp_path):
     chain = local.submit(
-        (*PROGRAM, "count", tmp_path / "a", 80, 0.1), (*PROGRAM, "say", tmp_path / "said", "after")
+        (*PROGRAM, "count", tmp_path / "a", 150, 0.1), (*PROGRAM, "say", tmp_path / "said", "after")
     )
     local.wait(chain, State.running)
-    for _ in range(3):
-        _wait_for(local.keepers, "keeper")
+    for _ in range(2):
+        _wait_for(lambda: keeping.ensure(local.jobs) or local.keepers(), "keeper")
         for pid in local.keepers():
             os.kill(pid, signal.SIGKILL)
+        _wait_for(lambda: not local.keepers(), "end of the keeper")
         assert local.reports(chain)[0].state is State.running
-        keeping.ensure(local.jobs)  # any `toolkit jobs` command
-        time.sleep(1)
+        # any `toolkit jobs` command does this; the kernel frees a dead process's locks a moment later
+        _wait_for(lambda: keeping.ensure(local.jobs), "place for a new keeper", 10)
     assert local.ended(chain, 2).state is State.succeeded
     assert len(told(tmp_path / "a" / "starts")) == 1
-    assert [n for (n,) in told(tmp_path / "a" / "counted")] == list(range(1, 81))
+    assert [n for (n,) in told(tmp_path / "a" / "counted")] == list(range(1, 151))
     assert told(tmp_path / "said") == [["after"]]
 
 

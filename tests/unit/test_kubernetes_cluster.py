@@ -417,6 +417,10 @@ def test_pages_are_put_together(cluster, engine, job, monkeypatch):
     assert set(engine.seen(ids)) == set(ids)
 
 
+def test_an_id_of_another_engine_is_left_out(engine):
+    assert engine.seen(["12345", "job/t"]) == {}
+
+
 def test_nothing_is_asked_about_no_jobs(cluster, engine):
     assert engine.seen([]) == {}
     engine.cancel([])

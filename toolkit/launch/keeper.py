@@ -30,7 +30,7 @@ from toolkit.launch.local.places import Places
 from toolkit.launch.local.section import LocalSection
 from toolkit.launch.settle import settle
 from toolkit.launch.states import State
-from toolkit.launch.tend import Tender
+from toolkit.launch.tend import Tender, write_off
 from toolkit.workspace import private_folder
 
 IDLE_S = 600.0
@@ -60,7 +60,15 @@ async def tend_attempt(folder: str, _number: int) -> str:
     Done over after a crash of the keeper: it looks before it starts anything.
     """
     job = JobFolder(Path(folder))
-    return await _tender(job).tend(job)
+    try:
+        return await _tender(job).tend(job)
+    except (
+        Exception
+    ) as error:  # the last line of defence: a job whose tender fails must not wait for ever
+        log.exception("job %s", folder)
+        write_off(job, f"the keeper failed: {type(error).__name__}: {error}")
+        keeping.mark(job.path.parent)
+        return "over"
 
 
 def _tender(job: JobFolder) -> Tender:

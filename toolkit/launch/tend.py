@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from toolkit.launch.backend import Backend
 from toolkit.launch.folder import LOST_S, Attempt, JobFolder, write
 from toolkit.launch.local import Local
 from toolkit.launch.retries import again
-from toolkit.launch.states import Cause, Seen
+from toolkit.launch.states import Cause, Seen, State
 
 LOOK_S = 0.2
 """How often a job's folder is looked at."""
@@ -86,7 +87,7 @@ class Tender:
                     pause = LOOK_S
                 except BackendError as error:
                     if isinstance(self._backend, Local):
-                        _never(job, error)
+                        write_off(job, error.message, Cause.usage, error.hint)
                         return False
                     _note(job, str(error))
                     pause = min(TRIES_S, pause * 2)
@@ -127,7 +128,8 @@ class Tender:
         if job.cancelled:
             return True
         text = (job.path / "start.log").read_text(errors="replace").strip()
-        self._never_began(job, text.splitlines()[-1] if text else "it ended before it began")
+        said = text.splitlines()[-1] if text else "it ended before it began"
+        write_off(job, f"it did not begin: {said}")
         return True
 
     async def _lost_elsewhere(self, job: JobFolder, mine: Attempt | None) -> bool:
@@ -138,9 +140,13 @@ class Tender:
         over = seen is not None and (seen.state.ended or seen.cause is not None)
         if mine is None:
             if seen is None or not over:
+                if (
+                    seen and seen.state is State.retrying
+                ):  # the engine would not wait longer for a place
+                    await self._hand_over_again(job)
                 return False
-            said = seen.reason or f"the engine says {seen.word}"
-            self._never_began(job, said, seen.cause)
+            found = Cause.failed if seen.cause in (None, Cause.done) else seen.cause
+            write_off(job, f"it did not begin: {seen.reason or seen.word}", found)
             return True
         age = mine.beat_age_s() or 0.0
         if age > LOST_S or (over and age > LOST_S / 3):
@@ -149,6 +155,10 @@ class Tender:
             write(mine.folder / "ended.json", job.lost(mine) | _told(seen))
             return True
         return False
+
+    async def _hand_over_again(self, job: JobFolder) -> None:
+        with contextlib.suppress(BackendError):  # then the next time
+            await asyncio.to_thread(self._backend.submit, job.spec, {})
 
     async def _ask(self, engine_id: str) -> Mapping[str, Seen]:
         """What the engine says: one call for all jobs, at most every ASK_S."""
@@ -163,13 +173,6 @@ class Tender:
                 self._asked = {}  # not there just now; heartbeats tell meanwhile
         return self._asked
 
-    def _never_began(self, job: JobFolder, why: str, cause: Cause | None = None) -> None:
-        attempt = job.next_attempt()
-        found = Cause.failed if cause in (None, Cause.done) else cause
-        end = {"at": time.time(), "exit_code": None, "cause": found.value, "kept": False}
-        said = {"message": f"it did not begin: {why}", "hint": None, "again": False}
-        write(attempt.folder / "ended.json", end | said)
-
 
 def _told(seen: Seen | None) -> dict[str, Any]:
     """What the engine knows of an end that the job itself could not tell: it was killed for its memory, say."""
@@ -183,7 +186,10 @@ def _note(job: JobFolder, reason: str) -> None:
     write(job.path / "waiting.json", {"reason": reason, "at": time.time()})
 
 
-def _never(job: JobFolder, error: BackendError) -> None:
-    end = {"at": time.time(), "exit_code": None, "cause": Cause.usage.value, "kept": False}
-    said = {"message": error.message, "hint": error.hint, "again": False}
+def write_off(
+    job: JobFolder, why: str, cause: Cause = Cause.failed, hint: str | None = None
+) -> None:
+    """Write down the end of a start that never began."""
+    end = {"at": time.time(), "exit_code": None, "cause": cause.value, "kept": False}
+    said = {"message": why, "hint": hint, "again": False}
     write(job.next_attempt().folder / "ended.json", end | said)

@@ -84,7 +84,7 @@ class Kubernetes:
         wanted = set(ids)
         return {
             engine_id: one
-            for kind in sorted({names.split(one)[0] for one in ids})
+            for kind in sorted({names.split(one)[0] for one in ids} & {"job", "jobset"})
             for one in self.cluster.list(kind, _selector(ids))
             if (engine_id := f"{kind}/{one['metadata']['name']}") in wanted
         }

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from toolkit.engines.guard import processes, send, start_time
-from toolkit.errors import NoPlaceError
+from toolkit.errors import BackendError, NoPlaceError
 from toolkit.launch import secrets
 from toolkit.launch.folder import JobFolder
 from toolkit.launch.holding import HELD, is_held, take
@@ -93,6 +93,8 @@ class Local:
                     pass_fds=held,
                     start_new_session=True,
                 )
+        except OSError as error:
+            raise BackendError(f"cannot start {process['argv'][0]}: {error.strerror}") from error
         finally:
             taken.close()
         self._started = [one for one in self._started if one.poll() is None]
