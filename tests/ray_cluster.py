@@ -22,6 +22,7 @@ from tests.start_ray import free_ports
 from toolkit import environments
 
 START_S = 400
+STARTS = 3
 
 
 def ray_python() -> str:
@@ -33,7 +34,21 @@ class RayCluster:
     """Use it as a context: everything that it started ends with it, found by a variable of its environment."""
 
     def __init__(self, python: str, *, start_timeout_s: int = 900) -> None:
+        self.python, self.start_timeout_s = python, start_timeout_s
         self.token = secrets.token_hex(24)
+
+    def __enter__(self):
+        for attempt in range(1, STARTS + 1):  # its parts have 30 seconds for each other
+            self._start()
+            if self._is_up():
+                return self
+            text = (self.folder / "log.txt").read_text()
+            self.__exit__()
+            if attempt == STARTS:
+                raise RuntimeError(f"Ray did not start:\n{text[-3000:]}")
+        return None
+
+    def _start(self) -> None:
         # Short on purpose: the path of a socket has 107 characters.
         self.folder = Path(tempfile.mkdtemp(prefix="ray-"))
         [port] = free_ports(1)
@@ -42,23 +57,22 @@ class RayCluster:
         self.token_file.write_text(self.token + "\n")
         self.mark = f"of-{self.folder.name}"
         script = Path(__file__).with_name("start_ray.py")
+        environ = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        environ["TOOLKIT_TEST_MARK"] = self.mark
+        environ["RAY_JOB_START_TIMEOUT_SECONDS"] = str(self.start_timeout_s)
         with (self.folder / "log.txt").open("wb") as log:
             self.process = subprocess.Popen(
-                [python, script, self.folder, str(port), self.token],
-                env={k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-                | {"TOOLKIT_TEST_MARK": self.mark, "RAY_JOB_START_TIMEOUT_SECONDS": str(start_timeout_s)},
+                [self.python, script, self.folder, str(port), self.token], env=environ,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 
-    def __enter__(self):
+    def _is_up(self) -> bool:
         deadline = time.monotonic() + START_S
         while not self._answers():
             if self.process.poll() is not None or time.monotonic() > deadline:
-                text = (self.folder / "log.txt").read_text()
-                self.__exit__()
-                raise RuntimeError(f"Ray did not start:\n{text[-3000:]}")
+                return False
             time.sleep(0.5)
-        return self
+        return True
 
     def __exit__(self, *_):
         with suppress(ProcessLookupError):

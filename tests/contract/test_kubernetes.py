@@ -9,11 +9,12 @@ from tests.contract.test_contract import PROGRAM, _wait_for, told
 from toolkit.launch.states import State
 
 pytestmark = pytest.mark.integration
+JOBS = "/apis/batch/v1/namespaces/ml/jobs"
 
 
-@pytest.fixture
-def world(tmp_path, request):
-    made = ENGINES["kubernetes"](tmp_path, request)
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, request):
+    made = ENGINES["kubernetes"](tmp_path_factory.mktemp("kubernetes"), request)
     yield made
     made.close()
 
@@ -22,7 +23,7 @@ def counts(world, tmp_path, target=40):
     """A job that counts, and has begun."""
     chain = world.submit((*PROGRAM, "count", tmp_path / "a", target, 0.1))
     _wait_for(lambda: len(told(tmp_path / "a" / "counted")) > 3, "progress")
-    [pod] = world.cluster.pods()
+    [pod] = world.cluster.pods(f"{chain}-01-step")
     return chain, pod["metadata"]["name"]
 
 
@@ -41,7 +42,8 @@ def test_a_pod_that_its_node_refused_is_given_to_another(world, tmp_path):
     chain = world.submit((*PROGRAM, "say", tmp_path / "said", "once"))
     waiting = world.wait(chain, State.starting)
     assert waiting.word in ("ContainerCreating", "ImagePullBackOff")
-    world.cluster.refuse(world.cluster.pods()[0]["metadata"]["name"])
+    [pod] = world.cluster.pods(f"{chain}-01-step")
+    world.cluster.refuse(pod["metadata"]["name"])
     world.cluster.images = None
     report = world.ended(chain)
     assert (report.state, report.attempts) == (State.succeeded, 2)
@@ -69,8 +71,9 @@ def test_a_cluster_that_is_away_for_a_while_costs_nothing(world, tmp_path):
 
 def test_a_submission_while_the_cluster_is_away_waits_for_it(world, tmp_path):
     world.cluster.broken = 503
+    world.cluster.requests.clear()
     chain = world.submit((*PROGRAM, "say", tmp_path / "said", "once"))
-    _wait_for(lambda: world.cluster.requests, "a try")
+    _wait_for(lambda: ("POST", JOBS) in world.cluster.requests, "a try")
     time.sleep(1)
     world.cluster.broken = None
     assert world.ended(chain).state is State.succeeded
@@ -80,5 +83,5 @@ def test_a_submission_while_the_cluster_is_away_waits_for_it(world, tmp_path):
 def test_a_command_that_is_not_in_the_image_is_said_with_the_clusters_words(world, tmp_path):
     chain = world.submit((*PROGRAM, "say", tmp_path / "said"), argv=("/opt/no/python",))
     report = world.ended(chain)
-    assert (report.state, report.attempts) == (State.failed, 1)
+    assert (report.state, report.cause) == (State.failed, "not_installed")
     assert "exec:" in report.reason
