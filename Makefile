@@ -10,6 +10,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
 LOCKS := toolkit/environments/locks
+# Cores that tests use at once: a real engine takes gigabytes of memory.
+CORES := $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n : 4)))
 RECIPE ?= recipes/demo/tickets.yaml
 CPU_ENVIRONMENTS := train-cpu quantize-cpu vllm-cpu router ray
 # Tests in these folders import torch and run in their stage's environment, not in the core.
@@ -57,7 +59,7 @@ $(VENV)/.core: $(VENV)/.uv pyproject.toml
 $(VENV)/.dev: $(VENV)/.core $(LOCKS)/dev.txt
 	@$(UV) pip install --python $(BIN)/python --require-hashes -r $(LOCKS)/dev.txt
 	$(UV) pip install --python $(BIN)/python --target $(VENV)/pytest --no-deps -c $(LOCKS)/dev.txt \
-	  pytest pytest-timeout pluggy iniconfig pygments
+	  pytest pytest-timeout pytest-xdist execnet pluggy iniconfig pygments
 	touch $@
 
 test: check integration ## everything: check, then the tests with real models and engines
@@ -65,17 +67,20 @@ test: check integration ## everything: check, then the tests with real models an
 check: setup ## format, lint, types, fast tests: under two minutes
 	@$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
-	$(BIN)/mypy
-	$(BIN)/pytest -q -n 4 --dist loadfile -m "not integration and not gpu" $(CORE_TESTS)
+	$(BIN)/mypy --num-workers $(CORES)
+	$(BIN)/pytest -q -n $$(($(CORES) + 1)) --dist loadfile -m "not integration and not gpu" $(CORE_TESTS)
 
+# Threads of torch that wait by spinning take the cores from those that work: 10 times the CPU time was seen.
+integration: export OMP_WAIT_POLICY := PASSIVE
 integration: check
 	@$(BIN)/toolkit env sync $(CPU_ENVIRONMENTS)
 	PATH="$$PATH:$(CURDIR)/$(BIN)"  # fetch needs uv
 	for stage in train quantize; do
 	  test ! -d tests/integration/in_$$stage || $(BIN)/toolkit env run $$stage-cpu -- \
-	    env PYTHONPATH="$(CURDIR)/$(VENV)/pytest" python -m pytest -q tests/integration/in_$$stage
+	    env PYTHONPATH="$(CURDIR)/$(VENV)/pytest" OMP_NUM_THREADS=1 \
+	    python -m pytest -q -n $(CORES) --dist loadfile --durations=10 tests/integration/in_$$stage
 	done
-	$(BIN)/pytest -m integration $(CORE_TESTS)
+	$(BIN)/pytest -n $(CORES) --dist loadfile --no-loadscope-reorder --durations=20 -m integration $(CORE_TESTS)
 
 format: setup ## put the code into the format that check wants
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .

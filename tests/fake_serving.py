@@ -10,7 +10,7 @@ from pathlib import Path
 from toolkit.engines import ENGINES
 from toolkit.engines.client import Client
 from toolkit.errors import ProofError
-from toolkit.proof import certificate, proofs
+from toolkit.proof import AdapterProof, certificate, proofs
 
 ENGINES._table["vllm"] = "tests.unit.fake_engine:FakeEngine"
 
@@ -32,7 +32,9 @@ def prove_adapter(target, adapter):
     if (Path(adapter.path) / "unproven").exists():
         raise ProofError(f"{adapter.name}: it answers as the base does", "is it all zeros?")
     Client(target.url).complete(adapter.model_id, "1", max_tokens=1)
-    return adapter
+    numbers = {"effect_mean": 0.38, "effect_max": 1, "noise_mean": 0, "noise_max": 0, "seconds": 0}
+    nothing = {"parity": None, "agreement": None, "scale": None, "unexplained": None, "digests": {}}
+    return AdapterProof(adapter.name, adapter.model_id, **numbers, **nothing)
 
 
 class Shown:
@@ -48,7 +50,7 @@ class Shown:
         return Shown(self.target, [a for a in self.adapters if a.model_id != model_id])
 
 
-def made(shown, *, name, phases=None, fingerprints=None):
+def made(shown, *, name, phases=None, **_):
     proven = [[s.target.model_id, *(a.model_id for a in s.adapters)] for s in shown]
     return {"id": "fake", "name": name, "phases": phases, "proofs": proven}
 

@@ -19,6 +19,7 @@ EXPLAINED = (
     "ValueError: To serve at least one request with the model's max seq len (8192), (0.18 GiB KV cache is needed,"
     " which is larger than the available KV cache memory (0.01 GiB)."
 )
+MEEK = "import time; time.sleep(300)"
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(300)"
 
 
@@ -207,7 +208,9 @@ def main():
         sys.exit(3)
     if given.behaviour == "hangs":
         time.sleep(300)
-    child = subprocess.Popen([sys.executable, "-S", "-c", STUBBORN])
+    # Waiting for the kill takes seconds: tests of something else ask for a child that goes when it is told.
+    meek = "FAKE_VLLM_HAS_A_MEEK_CHILD" in os.environ
+    child = subprocess.Popen([sys.executable, "-S", "-c", MEEK if meek else STUBBORN])
     print("child", child.pid, flush=True)
     print("gpus", os.environ.get("CUDA_VISIBLE_DEVICES", "all"), flush=True)
     print("Starting to load model", flush=True)

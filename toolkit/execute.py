@@ -15,6 +15,7 @@ from toolkit.prepare import Prepared
 from toolkit.stage_process import Outcome
 from toolkit.survey import StepStatus
 from toolkit.tracking import RecipeRun
+from toolkit.train.watch.window import Window
 from toolkit.worker import Show, StepSpec, probe_step, run_step
 
 
@@ -48,8 +49,11 @@ def run_plan(
     *,
     resume: bool = True,
     frozen: bool = False,
+    profile_steps: Window | None = None,
 ) -> RunOutcome:
     """Make every artifact of the plan.
+
+    ``profile_steps`` are recorded by the step that trains, if it is not done.
 
     Raises:
         DriftError: ``frozen``, and something differs from ``toolkit.lock``.
@@ -80,7 +84,14 @@ def run_plan(
             if status.artifact:
                 finished[name] = status.artifact
             else:
-                spec = step_spec(prepared, status.step, store, parent.run_id, resume=resume)
+                spec = step_spec(
+                    prepared,
+                    status.step,
+                    store,
+                    parent.run_id,
+                    resume=resume,
+                    profile_steps=profile_steps,
+                )
                 finished[name] = run_step(spec, show)
             seen = course.step_done(name, finished, parent, cached=name in cached)
             verdicts = seen or verdicts
@@ -134,7 +145,13 @@ def probe(prepared: Prepared, name: str, show: Show, *, frozen: bool = False) ->
 
 
 def step_spec(
-    prepared: Prepared, step: Step, store: tracking.Store, parent: str | None, *, resume: bool
+    prepared: Prepared,
+    step: Step,
+    store: tracking.Store,
+    parent: str | None,
+    *,
+    resume: bool,
+    profile_steps: Window | None = None,
 ) -> StepSpec:
     """Everything a worker needs to know about one step."""
     plan, workspace, path = prepared.plan, prepared.workspace, prepared.loaded.path
@@ -162,6 +179,7 @@ def step_spec(
         experiment=plan.recipe.tracking.experiment or plan.recipe.name,
         parent_run=parent,
         resume=resume,
+        profile_steps=list(profile_steps) if profile_steps and step.stage == "train" else None,
         launch=asdict(prepared.launch) if step.stage == "train" else {},
     )
 

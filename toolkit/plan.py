@@ -26,7 +26,7 @@ UNIDENTIFIED: Mapping[str, tuple[str, ...]] = {
     "evaluate": ("engine.host", "engine.port", "engine.start_timeout_s"),
     "serve": (
         *("serve.host", "serve.port", "serve.start_timeout_s"),
-        *("serve.front", "serve.replicas", "serve.drain_s", "serve.log_requests"),
+        *("serve.front", "serve.replicas", "serve.engines", "serve.drain_s", "serve.log_requests"),
         *("serve.watch_s", "serve.prefer"),
     ),
 }
@@ -347,7 +347,7 @@ def _draft(serve: ServeSection | None) -> tuple[str, ...]:
 _NOT_SCORED = {
     *("models", "name", "adapters", "questions", "prefer"),
     *("live_adapters", "adapter_slots", "adapter_targets", "max_rank", "watch_s"),
-    *("front", "proof", "replicas", "drain_s", "log_requests"),
+    *("front", "proof", "replicas", "engines", "drain_s", "log_requests"),
 }
 """Keys of ``serve`` that an evaluation through the engine does not read."""
 

@@ -234,7 +234,7 @@ def engines_of(loaded: Loaded) -> tuple[str, ...]:
     if serve is None:
         return ()
     engines = auto.ORDER if serve.engine == "auto" else (serve.engine,)
-    return (*engines, "router") if serve.replicas > 1 else engines
+    return (*engines, "router") if serve.needs_router else engines
 
 
 def decided(

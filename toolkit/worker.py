@@ -70,6 +70,8 @@ class StepSpec:
     resume: bool = True
     probe: bool = False
     """Only try out whether it fits; nothing is kept."""
+    profile_steps: list[int] | None = None
+    """First and last optimizer step to record; changes nothing that is trained, so it is no part of ``identity``."""
     launch: dict[str, Any] = field(default_factory=dict)
     """How many processes the stage is, when more than one (``train/parallel/launch.py``: Launch)."""
     key: str | None = None
@@ -103,6 +105,7 @@ class StepSpec:
             "device": self.device,
             "resume": self.resume,
             "probe": self.probe,
+            "profile_steps": self.profile_steps,
             "launch": self.launch,
             "fingerprint": self.fingerprint,
             "interpreters": {

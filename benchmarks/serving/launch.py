@@ -133,7 +133,7 @@ def front_settings(folder: Path, port: int, control: Path) -> Path:
 def _environ(host: Host, engine: str, command: Command) -> dict[str, str]:
     """The toolkit's variables; those of the host win, as a profile's would."""
     given = {key: value for key, value in command.env.items() if value is not None}
-    return given | host.variables(engine)
+    return {**command.defaults} | given | host.variables(engine)
 
 
 def _fake(launch: Launch, engine: str, port: int, adapters: list[str]) -> Launch:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import statistics
 import time
@@ -30,9 +29,11 @@ class Clock:
         self.file, self.warm, self.steps = file, warm, steps
         self.facts = facts
         self._began = began
-        self._stamps: list[float] = []
+        self._since = 0.0
+        self._seconds: list[float] = []
         self._tokens: list[int] = []
         self._losses: list[float] = []
+        self._power = Power()
 
     @property
     def total(self) -> int:
@@ -44,25 +45,32 @@ class Clock:
         synchronize()
         self.facts["seconds_to_model"] = round(time.time() - self._began, 2)
         self.facts["memory_of_model_gib"] = memory().get("allocated_gib")
-        self._stamps = [time.perf_counter()]
+        self._power.start()
+        self._since = time.perf_counter()
 
     def tick(self, tokens: int, loss: float | None = None) -> None:
         """A step has ended; ``tokens`` of it were no padding."""
         synchronize()
         if not self._tokens:
             self.facts["seconds_to_first_step"] = round(time.time() - self._began, 2)
-        self._stamps.append(time.perf_counter())
+        self._seconds.append(round(time.perf_counter() - self._since, 4))
         self._tokens.append(tokens)
         if loss is not None:
             self._losses.append(round(loss, 5))
+        if len(self._tokens) == self.warm:
+            self._power.begin()
+        elif len(self._tokens) > self.warm:
+            self._power.step(tokens)
         self.write()
+        self._since = time.perf_counter()  # what was written down is not the step's
 
     def write(self) -> None:
         """Write all that is known so far."""
-        self.file.write_text(json.dumps(self.facts | memory() | self._speed(), indent=1))
+        found = self.facts | memory() | self._speed() | self._power.numbers()
+        self.file.write_text(json.dumps(found, indent=1))
 
     def _speed(self) -> dict[str, Any]:
-        seconds = [round(b - a, 4) for a, b in itertools.pairwise(self._stamps)]
+        seconds = self._seconds
         counted, tokens = seconds[self.warm :], self._tokens[self.warm :]
         if not seconds:
             return {}
@@ -72,6 +80,50 @@ class Clock:
         if counted:
             found["tokens_per_s"] = round(_rate(counted, tokens), 1)
             found["tokens_per_step"] = round(statistics.mean(tokens))
+        return found
+
+
+class Power:
+    """What the driver says of the GPU over the steps that are counted; nothing where it says nothing."""
+
+    def __init__(self) -> None:
+        self._gpus: Any = None
+        self._seen: list[dict[str, float]] = []
+        self._tokens = 0
+        self._joules = 0.0
+
+    def start(self) -> None:
+        """Begin to look: the GPU is open by now."""
+        import torch
+
+        from toolkit.train.watch.gpus import watch_gpus
+
+        self._gpus = watch_gpus(1) if torch.cuda.is_available() else None
+
+    def begin(self) -> None:
+        """The next step counts."""
+        if self._gpus:
+            self._gpus.take()
+            self._joules = self._gpus.joules
+
+    def step(self, tokens: int) -> None:
+        """A step that counts has ended."""
+        self._tokens += tokens
+        if self._gpus:
+            self._seen.append(self._gpus.take())
+
+    def numbers(self) -> dict[str, float]:
+        """Means over the counted steps, and energy for what was trained."""
+        if not self._seen or not self._gpus:
+            return {}
+        names = {name for one in self._seen for name in one}
+        found = {
+            name: round(statistics.mean(one[name] for one in self._seen if name in one), 1)
+            for name in sorted(names)
+        }
+        joules = self._gpus.joules - self._joules
+        if joules:
+            found["wh_per_million_tokens"] = round(joules / 3600 / self._tokens * 1e6, 1)
         return found
 
 

@@ -253,6 +253,121 @@ def micro(book: Book) -> None:
     case("copy 1 GiB", copy, 0, 4.0 * (1 << 29))
 
 
+def apart(got, wanted):
+    return float((got.double() - wanted.double()).norm() / wanted.double().norm())
+
+
+def kernels(book: Book) -> None:
+    """Each kernel against float64, then its time by tile."""
+    from toolkit.train.speed import fp8, gated, gated_kernels, loss_kernel
+    from toolkit.train.speed.kernels import add_thin
+    from toolkit.train.speed.loss import entropy_and_gradient
+
+    dev = "cuda"
+    bf = dict(device=dev, dtype=torch.bfloat16)
+
+    def check(name, make):
+        try:
+            torch.cuda.synchronize()
+            book.add(part="check", name=name, **{k: float(f"{v:.3g}") for k, v in make().items()})
+        except Exception as error:  # noqa: BLE001 - a probe reports and goes on
+            book.add(part="check", name=name, error=f"{type(error).__name__}: {error}"[:400])
+
+    def given(t, i, r):
+        return (
+            torch.randn(t, 2 * i, **bf),
+            torch.randn(t, r, **bf) / r**0.5,
+            torch.randn(2 * i, r, **bf),
+            torch.rand(2 * i, device=dev) + 0.5,
+            torch.randn(t, i, **bf),
+            torch.randn(t, 16, **bf) / 4,
+            torch.randn(16, i, **bf),
+        )
+
+    def plain(y, h, b):
+        return (y.double() + h.double() @ b.double().t()).requires_grad_()
+
+    def block(t, i, r):
+        def make():
+            y, h, b, times, grad, c, d = given(t, i, r)
+            wide = plain(y, h, b)
+            g, u = wide.chunk(2, 1)
+            v = torch.nn.functional.silu(g) * u
+            slope = grad.double() + c.double() @ d.double()
+            (dy,) = torch.autograd.grad(v, wide, slope)
+            v = v.detach()
+            got, most = gated.gated(y, h, b, True)
+            back, again, largest = gated_kernels.gated_backward(grad, c, d, y, h, b, times)
+            q, scale, thin = gated.quantize_thin(back, times, largest, b)
+            q2, scale2 = fp8.quantize_rows(back * times)
+            return dict(
+                v=apart(got, v), most=apart(most, got.abs().amax(1)), again=apart(again, v),
+                dy=apart(back, dy), largest=apart(largest, (back * times).abs().amax(1)),
+                bytes_apart=float((q.view(torch.uint8) != q2.view(torch.uint8)).double().mean()),
+                scale=apart(scale, scale2), thin=apart(thin, back.double() @ b.double()),
+            )  # fmt: skip
+
+        return make
+
+    check("gated 1000x14336 r32", block(1000, I, 32))
+    check("gated 77x200 r8", block(77, 200, 8))
+
+    def entropy(scale, cap):
+        def make():
+            z, t = torch.randn(300, V, **bf) * 3, torch.randint(0, V, (300,), device=dev)
+            loss, slope = entropy_and_gradient(z.double(), t, scale, cap)
+            got = z.clone()
+            one = loss_kernel.entropy_(got, t, scale, cap).sum()
+            return dict(loss=abs(float(one / loss) - 1), slope=apart(got, slope))
+
+        return make
+
+    check("entropy", entropy(1.0, 0.0))
+    check("entropy capped", entropy(0.5, 3.0))
+
+    def tile(name, function, moved=0.0, size=()):
+        if book.left() < book.budget - 45:
+            return
+        try:
+            ms = timed(function)
+            book.add(
+                part="tile", name=name, size=size, ms=round(ms, 4), gbs=round(moved / ms / 1e6, 1)
+            )
+        except Exception as error:  # noqa: BLE001 - a probe reports and goes on
+            book.add(
+                part="tile", name=name, size=size, error=f"{type(error).__name__}: {error}"[:200]
+            )
+
+    t = 12288
+    y, h, b, times, grad, c, d = given(t, I, 32)
+    none = times[:0]
+    k = gated_kernels
+    one, other = torch.randn(1 << 29, **bf), torch.empty(1 << 29, **bf)
+    tile("copy 1 GiB", lambda: other.copy_(one), 4.0 * (1 << 29))
+    for size in ((64, 64, 8), (64, 32, 4), (64, 64, 4), (128, 32, 8)):
+        for many in (none, times):
+            tile(f"backward {len(many) > 0}", lambda: k.gated_backward(grad, c, d, y, h, b, many, size),
+                 12.0 * t * I, size)  # fmt: skip
+    dy, v, largest = k.gated_backward(grad, c, d, y, h, b, times)
+    tile("dy^T h", lambda: dy.t() @ h, 4.0 * t * I)
+    tile("c^T v", lambda: c.t() @ v, 2.0 * t * I)
+    for size in ((64, 64, 4), (64, 64, 8), (64, 32, 4)):
+        tile("gated", lambda: k.gated(y, h, b, True, size), 6.0 * t * I, size)
+    for size in ((64, 128, 8, 3), (64, 128, 8, 4), (64, 128, 4, 3), (64, 256, 8, 2)):
+        for n in (12288, 4096):
+            tile(f"quantize_thin T={n}", lambda: k.quantize_thin(dy[:n], times, largest[:n], b, size),
+                 6.0 * n * I, size)  # fmt: skip
+    logits, targets = torch.randn(1024, V, **bf), torch.randint(0, V, (1024,), device=dev)
+    for size in ((8192, 16), (4096, 8), (16384, 32)):
+        tile("entropy", lambda: loss_kernel.entropy_(logits, targets, 1.0, 0.0, *size),
+             4.0 * 1024 * V, size)  # fmt: skip
+    x, w, thin = torch.randn(t, H, **bf), torch.randn(H, H, **bf), torch.randn(t, 16, **bf)
+    wide = torch.randn(16, H, **bf)
+    tile("o: mm + add_thin", lambda: add_thin(x @ w.t(), thin, wide))
+    tile("o: thin mm + addmm_", lambda: (thin @ wide).addmm_(x, w.t()))
+    tile("o: mm", lambda: x @ w.t())
+
+
 def build(layers: int, tiny: bool, kind: str):
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -324,6 +439,21 @@ def build(layers: int, tiny: bool, kind: str):
     return model
 
 
+def with_parts(without) -> None:
+    """The fast path less some of its parts, to see what each is worth."""
+    from toolkit.train.speed import apply, loss
+
+    for module, name, other in (
+        (apply, "_is_gated", lambda _module: False),
+        (loss, "_by_kernel", torch.compile(loss.entropy_and_gradient, dynamic=True)),
+    ):
+        kept = PARTS.setdefault(name, getattr(module, name))
+        setattr(module, name, other if name in without else kept)
+
+
+PARTS: dict[str, object] = {}
+
+
 def end_to_end(book: Book, case: dict, tiny: bool, layers: int, eager: bool) -> None:
     import numpy as np
 
@@ -343,10 +473,12 @@ def end_to_end(book: Book, case: dict, tiny: bool, layers: int, eager: bool) -> 
     if tiny and eager:
         plain_compile = torch.compile
         torch.compile = lambda f, **k: plain_compile(f, backend="aot_eager", **k)
+    with_parts(case.get("without", ()))
     section = SimpleNamespace(gradient_checkpointing=case.get("recompute", "auto"))
     speed = Speed(model, section, Choice(True, True, ""), case["kind"])
     gc.collect()
     if not tiny:
+        row["at_rest_gb"] = round(torch.cuda.memory_allocated() / 1e9, 2)
         torch.cuda.empty_cache()
         torch.cuda.set_per_process_memory_fraction(limit)
         torch.cuda.reset_peak_memory_stats()
@@ -380,10 +512,14 @@ def end_to_end(book: Book, case: dict, tiny: bool, layers: int, eager: bool) -> 
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=not tiny)
     row["build_s"] = round(time.monotonic() - began, 1)
 
-    def step() -> float:
+    def step(read=False) -> float:
         loss = speed.summed_loss(group) / len(sources)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        if read:  # as the trainer does
+            float(loss.detach())
+        norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        if read:
+            float(norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return loss.detach()
@@ -401,6 +537,13 @@ def end_to_end(book: Book, case: dict, tiny: bool, layers: int, eager: bool) -> 
         last = step()
     losses.append(float(last))
     seconds = (time.perf_counter() - started) / steps
+    if not tiny:
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        for _ in range(3):
+            step(read=True)
+        torch.cuda.synchronize()
+        row["step_ms_when_read"] = round((time.perf_counter() - started) / 3 * 1e3, 2)
     keeps = {k: speed.keep.count(k) for k in dict.fromkeys(speed.keep)}
     row.update(
         tok_s=round(batch * length / seconds, 1),
@@ -434,14 +577,24 @@ def profile(book: Book, name: str, step, tokens: int) -> None:
         if on_gpu:
             torch.cuda.synchronize()
     spent: dict[str, list[float]] = {}
+    edges = []
     for event in prof.events():
+        edges.append((event.time_range.start, event.time_range.end))
         took = event.device_time_total if on_gpu else event.cpu_time_total
         entry = spent.setdefault(event.name, [0.0, 0])
         entry[0] += took
         entry[1] += 1
     total = sum(t for t, _ in spent.values())
     top = sorted(spent.items(), key=lambda item: -item[1][0])[:60]
-    lines = [f"{name}: {total / 1e3:.1f} ms of kernels, {tokens} tokens"]
+    busy, until = 0.0, 0.0
+    for start, end in sorted(edges):
+        busy += max(0.0, end - max(start, until))
+        until = max(until, end)
+    whole = until - min(edges)[0]
+    lines = [
+        f"{name}: {total / 1e3:.1f} ms of kernels, {tokens} tokens; {whole / 1e3:.1f} ms from the"
+        f" first to the last, idle {100 * (1 - busy / whole):.1f} %"
+    ]
     lines += [
         f"{t / 1e3:9.2f} ms {100 * t / total:5.1f} % {n:6d} x {t / n:9.1f} us  {k[:200]}"
         for k, (t, n) in top
@@ -451,16 +604,21 @@ def profile(book: Book, name: str, step, tokens: int) -> None:
     print("\n".join(line[:150] for line in lines[:26]), flush=True)
 
 
+OLD = ("_is_gated", "_by_kernel")
 CASES = [
     dict(name="bf16 b3", kind="bf16", batch=3, profile=True),
     dict(name="fp8 b3", kind="fp8", batch=3, profile=True),
-    dict(name="bf16 b1 24", kind="bf16", batch=1, limit=23.25),
-    dict(name="fp8 b1 24", kind="fp8", batch=1, limit=23.25),
-    dict(name="nf4 b3", kind="nf4", batch=3),
-    dict(name="nf4 b1 2048 10", kind="nf4", batch=1, length=2048, limit=8.75),
-    dict(name="bf16 b3 packed", kind="bf16", batch=3, packed=True),
-    dict(name="fp8 b5", kind="fp8", batch=5),
+    dict(name="bf16 b1 24", kind="bf16", batch=1, limit=23.25, profile=True),
+    dict(name="bf16 b3 before", kind="bf16", batch=3, without=OLD),
+    dict(name="fp8 b3 before", kind="fp8", batch=3, without=OLD),
+    dict(name="fp8 b4", kind="fp8", batch=4),
+    dict(name="bf16 b3 without entropy", kind="bf16", batch=3, without=("_by_kernel",)),
+    dict(name="bf16 b2", kind="bf16", batch=2),
+    dict(name="fp8 b1 24", kind="fp8", batch=1, limit=23.25, profile=True),
     dict(name="bf16 b4", kind="bf16", batch=4),
+    dict(name="nf4 b1 2048 10", kind="nf4", batch=1, length=2048, limit=8.75),
+    dict(name="nf4 b3", kind="nf4", batch=3),
+    dict(name="bf16 b3 packed", kind="bf16", batch=3, packed=True),
 ]
 
 
@@ -480,7 +638,11 @@ def main() -> None:
         torch=torch.__version__,
         device=None if options.tiny else torch.cuda.get_device_name(),
     )
-    if options.only in ("", "micro") and not options.tiny:
+    if options.only in ("", "kernels") and not options.tiny:
+        kernels(book)
+        gc.collect()
+        torch.cuda.empty_cache()
+    if options.only == "micro" and not options.tiny:
         micro(book)
         gc.collect()
         torch.cuda.empty_cache()

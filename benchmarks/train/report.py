@@ -90,6 +90,12 @@ def table(head: list[str], lines: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in [head, ["---"] * len(head), *lines])
 
 
+def told(head: list[str], lines: list[list[str]], always: int = 8) -> str:
+    """A table without the columns after ``always`` that say nothing: older files have no power."""
+    kept = [n for n in range(len(head)) if n < always or any(line[n] != "-" for line in lines)]
+    return table([head[n] for n in kept], [[line[n] for n in kept] for line in lines])
+
+
 def label(found: Found) -> str:
     """Who it is, with settings that tell cases of one subject apart."""
     settings = found["settings"]
@@ -126,14 +132,20 @@ def speed(measured: Measured, names: list[str]) -> str:
             f"{rate / plain:.2f} x" if plain and found["sequence"] == 4096 else "-",
             mfu(measured, found),
             gib(found, "peak_allocated_gib"), gib(found, "peak_reserved_gib"), gib(found, "device_used_gib"),
+            number(found, "gpu_power_usage_watts"), number(found, "wh_per_million_tokens"),
         ])  # fmt: skip
-    return table(["who", "rows x tokens", "tokens/s", "of plain", "MFU", "peak allocated, GiB",
-                  "reserved", "device, CUDA included"], lines)  # fmt: skip
+    return told(["who", "rows x tokens", "tokens/s", "of plain", "MFU", "peak allocated, GiB",
+                 "reserved", "device, CUDA included", "power, W", "Wh per million tokens"], lines)  # fmt: skip
 
 
 def gib(found: Found, key: str) -> str:
     """A memory figure, or a dash where there was no GPU."""
     return f"{found[key]:.1f}" if key in found else "-"
+
+
+def number(found: Found, key: str) -> str:
+    """A whole number, or a dash where the driver did not tell."""
+    return f"{found[key]:,.0f}" if key in found else "-"
 
 
 def mfu(measured: Measured, found: Found) -> str:
@@ -271,14 +283,18 @@ def stage(measured: Measured) -> str:
     bare = measured.cases.get(f"ours-auto-bf16/b{found['batch']}") if found else None
     if not found or not bare or "tokens_per_s" not in bare:
         return ""
-    return table(
+    said = found.get("stage_metrics", {})
+    return told(
         ["bare step, s", "step in the stage, s", "checkpoint, s", "lost with one every 50 steps",
-         "to first step, s", "after last step, s", "MLflow"],
+         "to first step, s", "after last step, s", "MLflow", "MFU as the toolkit logs it", "power, W"],
         [[f"{bare['tokens_per_step'] / bare['tokens_per_s']:.3f}", f"{found['step_mean_s']:.3f}",
           f"{found['checkpoint_s']:.2f}" if found.get("checkpoint_s") is not None else "-",
           f"{share:.2f} %" if (share := lost(measured)) is not None else "-",
           f"{found['seconds_to_first_step']:.1f}", f"{found['seconds_after_last_step']:.1f}",
-          "yes" if found["mlflow"] else "no"]],
+          "yes" if found["mlflow"] else "no",
+          f"{said['mfu_percentage']:.1f} %" if "mfu_percentage" in said else "-",
+          number(said, "gpu_power_usage_watts")]],
+        always=7,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Pairs for the demo: the right ticket of a request, and one with a single mistake in it."""
+"""Pairs for the demo: the right ticket of a request, and one with a single mistake in it; or single marked tickets."""
 
 from __future__ import annotations
 
@@ -24,6 +24,23 @@ def heldout_pairs(rows: int, seed: int) -> Iterator[Row]:
     rng = random.Random(f"held-out pairs {seed}")
     for row in tickets.heldout_rows(rows, seed):
         yield _pair(row, rng)
+
+
+def train_marked(rows: int, seed: int) -> Iterator[Row]:
+    """Yield ``rows`` tickets of the training wordings, in turn right and wrong, each marked so."""
+    return _marked(train_pairs(rows, seed))
+
+
+def heldout_marked(rows: int, seed: int) -> Iterator[Row]:
+    """Yield ``rows`` marked tickets whose wordings and values training never sees."""
+    return _marked(heldout_pairs(rows, seed))
+
+
+def _marked(pairs: Iterator[Row]) -> Iterator[Row]:
+    for number, pair in enumerate(pairs):
+        right = number % 2 == 0
+        answer = pair["chosen"] if right else pair["rejected"]
+        yield {"prompt": pair["prompt"], "completion": answer, "label": right}
 
 
 def _pair(row: tickets.Row, rng: random.Random) -> Row:

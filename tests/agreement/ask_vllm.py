@@ -108,7 +108,7 @@ def asked(vllm, llm, number: int, folder: str, plain: tuple[list[float], float])
 
 
 def on_packed(vllm, job: dict) -> dict:
-    """How far an adapter on 4-bit weights is from the same on these weights unpacked, and how much it changes; nats."""
+    """By format: how far an adapter on 4-bit weights is from it on the same weights unpacked, and its change; nats."""
     import packed
     from vllm.lora.request import LoRARequest
 
@@ -117,17 +117,30 @@ def on_packed(vllm, job: dict) -> dict:
 
     toolkit_vllm_cpu.register()
     request = LoRARequest("a", 1, job["on_packed"])
-    said = {}
+    said, found = {}, {}
+    options = job["options"] | {"dtype": "bfloat16"}  # vLLM takes GPTQ and AWQ in 16 bits only
     folders = packed.write(Path(job["base"]), Path(job["answers"]).with_name("on_packed"))
-    for name, folder in folders.items():
-        llm = vllm.LLM(
-            model=str(folder), enable_lora=True, max_lora_rank=SLOT_RANK, **job["options"]
-        )
-        said[name] = [logprobs(vllm, llm, asked) for asked in (None, request)]
-        del llm
-    pairs = zip(said["packed"], said["unpacked"], strict=True)
-    base, adapter = (difference(*pair) for pair in pairs)
-    return {"base": base, "adapter": adapter, "change": difference(*said["packed"])}
+    more = (
+        ("bnb",) if job.get("bnb") else ()
+    )  # made by the engine itself, of the weights as they are
+    for name in ("unpacked", *(name for name in folders if name != "unpacked"), *more):
+        given = {"quantization": "bitsandbytes"} if name == "bnb" else {}
+        try:
+            llm = vllm.LLM(
+                model=str(folders.get(name, folders["unpacked"])),
+                enable_lora=True,
+                max_lora_rank=SLOT_RANK,
+                **options | given,
+            )
+            said[name] = [logprobs(vllm, llm, asked) for asked in (None, request)]
+            del llm
+        except Exception as error:  # noqa: BLE001 - whatever the engine raises is its answer
+            found[name] = {"why": f"{type(error).__name__}: {error}"[:600]}
+            continue
+        pairs = zip(said[name], said["unpacked"], strict=True)
+        base, adapter = (difference(*pair) for pair in pairs)
+        found[name] = {"base": base, "adapter": adapter, "change": difference(*said[name])}
+    return found
 
 
 def forget(llm, number: int) -> None:

@@ -138,3 +138,35 @@ def test_validate_says_what_no_machine_can_serve(toolkit):
     assert refused["rule"] == "serve.loopback"
     assert refused["where"] == "first.yaml"
     assert "first.yaml: serve.host is '0.0.0.0'" in err
+
+
+def test_a_wrong_window_of_steps_is_refused_before_anything_runs(toolkit, tmp_path):
+    toolkit("init", "first.yaml")
+    code, _, err = toolkit("train", "first.yaml", "--profile-steps", "13:10")
+    assert code == 2
+    assert err == (
+        "error: --profile-steps is 13:10: its first step comes after its last\n"
+        " hint: write --profile-steps 10:13\n"
+    )
+    short = ("--on", "local-cpu", "--set", "train.max_steps=8")
+    code, _, err = toolkit("run", "first.yaml", *short, "--profile-steps", "10:13")
+    assert code == 2
+    assert "--profile-steps is 10:13, but train.max_steps is 8" in err
+    assert "hint: write --profile-steps 5:8, or train longer" in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_probe_records_nothing(toolkit):
+    toolkit("init", "first.yaml")
+    code, _, err = toolkit("train", "first.yaml", "--probe", "--profile-steps", "1:2")
+    assert code == 2
+    assert "--probe keeps nothing, and --profile-steps would have nowhere to write" in err
+
+
+def test_a_window_is_no_part_of_a_fingerprint(tmp_path):
+    """Neither the recipe nor a stage's config has a place for it: only the step file does."""
+    from toolkit.stages import CONFIGS
+    from toolkit.worker import StepSpec
+
+    assert "profile_steps" in StepSpec.__dataclass_fields__
+    assert "profile_steps" not in CONFIGS["train"].model_fields

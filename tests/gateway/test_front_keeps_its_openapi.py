@@ -16,7 +16,6 @@ from schemathesis.specs.openapi.checks import (
 from toolkit.gateway.openapi import document
 from toolkit.recipe.front import FrontSection, JwtSection, LimitsSection
 
-SCHEMA = schemathesis.openapi.from_dict(document(FrontSection()))
 CHECKS = (
     schemathesis.checks.not_a_server_error,
     status_code_conformance,
@@ -27,7 +26,14 @@ CHECKS = (
 )
 
 
-@SCHEMA.parametrize()
+@pytest.fixture
+def schema(request):
+    request.node._nodeid = request.node.nodeid  # what schemathesis 4.32 reads, pytest 9.2 lacks
+    return schemathesis.openapi.from_dict(document(FrontSection()))
+
+
+# Of a fixture: cases of a schema at hand are made while tests are collected, by each worker.
+@schemathesis.pytest.from_fixture("schema").parametrize()
 @hypothesis.settings(
     max_examples=40,
     deadline=None,

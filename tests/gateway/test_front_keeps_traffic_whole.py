@@ -11,10 +11,12 @@ from dataclasses import replace
 
 import pytest
 
+from tests import redis_server
 from tests.gateway.conftest import CANARY, ROUTES, STABLE, request
 from toolkit.gateway.table import Route
 
 pytestmark = pytest.mark.integration  # waits for deadlines, half a minute in all
+server = redis_server.server
 
 
 class Stream(threading.Thread):
@@ -174,6 +176,14 @@ def test_swap_counts_streams_of_the_old_adapter_until_they_end(fronts, upstream)
     front.wait_for(lambda: front.status()["in_flight"] == {})
 
 
+def counted(front):
+    """Requests answered by the stable version and by the canary, as the metrics have them."""
+    text = front.ask("GET", "/metrics")[2].decode()
+    name = 'toolkit_requests_total{key="none",model="tickets",status="200",target="%s"} '
+    lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    return [float(lines.get((name % t).strip(), 0)) for t in ("stable", "canary")]
+
+
 def test_canary_answers_by_header_and_by_weight(fronts, upstream):
     front = fronts(upstream)
 
@@ -183,10 +193,15 @@ def test_canary_answers_by_header_and_by_weight(fronts, upstream):
 
     assert {label() for _ in range(20)} == {"stable"}
     assert label(**{"X-Toolkit-Target": "canary"}) == "canary"
-    front.put(
-        replace(front.table, routes=(Route("tickets", (STABLE, replace(CANARY, weight=1.0))),))
-    )
-    assert {label() for _ in range(40)} == {"stable", "canary"}
+    pair = (replace(STABLE, weight=0.75), replace(CANARY, weight=0.25))
+    front.put(replace(front.table, routes=(Route("tickets", pair),)))
+    before = counted(front)
+    share = [label() for _ in range(300)].count("canary")
+    assert 38 <= share <= 112  # 75, and five standard deviations
+    assert [now - was for now, was in zip(counted(front), before, strict=True)] == [
+        300 - share,
+        share,
+    ]
     status, _, answer = front.ask(
         "POST", "/v1/chat/completions",
         {"model": "tickets", "messages": [{"role": "user", "content": "x"}]}, **{"X-Toolkit-Target": "beta"},
@@ -194,7 +209,18 @@ def test_canary_answers_by_header_and_by_weight(fronts, upstream):
     assert status == 400
     assert "it has: stable, canary" in json.loads(answer)["error"]["message"]
     text = front.ask("GET", "/metrics")[2].decode()
-    assert 'toolkit_requests_total{key="none",model="tickets",status="200",target="canary"}' in text
+    for target in ("stable", "canary"):  # side by side
+        for metric in (
+            "request_seconds_count",
+            "engine_wait_seconds_count",
+            "in_flight",
+            "target_weight",
+        ):
+            assert f'toolkit_{metric}{{model="tickets",target="{target}"}}' in text
+        assert (
+            f'toolkit_tokens_total{{key="none",kind="completion",model="tickets",target="{target}"}}'
+            in text
+        )
 
 
 def test_metrics_say_what_the_supervisor_counts(front):
@@ -352,6 +378,25 @@ def test_deterministic_answers_come_from_the_cache(fronts, upstream):
     new = replace(front.table, certificate={"proofs": "new"})
     front.put(new)
     assert front.chat("cache me", temperature=0)[1]["x-toolkit-cache"] == "miss"
+
+
+def test_servers_of_one_model_share_answers_in_redis_and_others_do_not(fronts, upstream, server):
+    """Each has proven its model itself, at another time and under another id."""
+    kept = {"cache": {"kind": "redis", "url_env": "REDIS_URL"}}
+    both = [fronts(upstream, front=kept, environ={"REDIS_URL": server.url}) for _ in range(2)]
+    for number, front in enumerate(both):
+        told = {
+            "answers": "same",
+            "id": str(number),
+            "time": f"12:0{number}",
+            "phases": {"total": number},
+        }
+        front.put(replace(front.table, certificate=told))
+    first, again = (front.chat("share me", temperature=0) for front in both)
+    assert (first[1]["x-toolkit-cache"], again[1]["x-toolkit-cache"]) == ("miss", "hit")
+    assert first[2] == again[2]
+    both[1].put(replace(both[1].table, certificate={"answers": "of another template"}))
+    assert both[1].chat("share me", temperature=0)[1]["x-toolkit-cache"] == "miss"
 
 
 def test_sockets_and_files_are_private(front):

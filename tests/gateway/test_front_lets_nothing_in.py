@@ -67,11 +67,11 @@ def test_wrong_methods_are_405(front, method, path, allowed):
 def test_a_request_for_the_head_alone_is_answered_at_once(front, path):
     with connect(front.port) as connection:
         connection.settimeout(5)
-        connection.sendall(f"HEAD {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        connection.sendall(f"HEAD {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         answer = connection.recv(4096)
         assert answer.startswith(b"HTTP/1.1 40")
         assert answer.endswith(b"\r\n\r\n")
-        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         assert read_all(connection).startswith(b"HTTP/1.1 200 ")
 
 
@@ -137,7 +137,11 @@ def connect(port):
 
 
 def head(length=None, chunked=False):
-    lines = ["POST /v1/chat/completions HTTP/1.1", "Host: x", "Content-Type: application/json"]
+    lines = [
+        "POST /v1/chat/completions HTTP/1.1",
+        "Host: localhost",
+        "Content-Type: application/json",
+    ]
     lines += [f"Content-Length: {length}"] if length is not None else []
     lines += ["Transfer-Encoding: chunked"] if chunked else []
     return "\r\n".join([*lines, "", ""]).encode()
@@ -203,10 +207,10 @@ def test_client_that_waits_for_continue_is_told_before_it_sends(front):
     [
         b"\x16\x03\x01\x02\x00\x01\x00",
         b"GET / HTTP/9.9\r\n\r\n",
-        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
-        b"GET /v1/models HTTP/1.1\r\nHost: x\r\n" + b"A: " + b"x" * 70_000 + b"\r\n\r\n",
-        b"GET /v1/models HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 20_000 + b"\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n" + b"A: " + b"x" * 70_000 + b"\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n" + b"A: b\r\n" * 20_000 + b"\r\n",
         b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n",
     ],
 )
@@ -278,7 +282,7 @@ def test_silent_connections_are_ended(impatient):
 
 def test_slow_headers_on_a_kept_connection_are_ended(impatient):
     with connect(impatient.port) as connection:
-        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert b"200 OK" in read_until(connection, b"}")
         connection.sendall(b"GET /healthz HTTP/1.1\r\n")
         assert read_all(connection) == b""

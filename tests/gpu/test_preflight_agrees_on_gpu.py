@@ -7,6 +7,7 @@ interpreter (python3), which needs torch, transformers and peft for the adapters
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -15,6 +16,10 @@ from pathlib import Path
 import pytest
 
 from tests.agreement import HERE, ask, base_folder, disagreements, job, surprises
+from tests.preflight_cases import adapter_cases
+from toolkit.engines.server import VLLM_CPU_PLUGIN
+
+VLLM = "vllm 0.26.0"
 
 GPU = shutil.which("nvidia-smi") is not None or Path("/dev/nvidia0").exists()
 PYTHON = os.environ.get("TOOLKIT_GPU_PYTHON", "python3")
@@ -81,6 +86,32 @@ def test_vllm_on_a_gpu_does_what_preflight_says(tmp_path, made):
     found += disagreements("vllm 0.26.0", tmp_path / "base", made, answers)
     print({name: answers["adapters"][name] for name in made})
     assert found == []
+
+
+@pytest.mark.timeout(500)
+def test_an_adapter_on_packed_weights_is_the_adapter_on_what_they_stand_for(tmp_path):
+    """compressed-tensors, GPTQ and AWQ hold the same numbers; bitsandbytes rounds them again, and the adapter acts."""
+    env = {"PYTHONPATH": site("TOOLKIT_GPU_VLLM_SITE"), "VLLM_USE_FLASHINFER_SAMPLER": "0"}
+    file = job(tmp_path, "vllm 0.26.0", VLLM_OPTIONS)
+    asked = json.loads(file.read_text())
+    served = next(c for c in adapter_cases((VLLM,)) if c.real.get(VLLM) == "changes")
+    more = {
+        "on_packed": asked["adapters"][served.name],
+        "plugin": str(VLLM_CPU_PLUGIN),
+        "bnb": True,
+    }
+    file.write_text(json.dumps(asked | more | {"adapters": {}, "bases": {}}))
+    seen = ask([PYTHON], "ask_vllm.py", file, env, 480)["on_packed"]
+    print(seen)
+    plain = seen["unpacked"]["change"]
+    for name in ("tensors", "gptq", "awq"):
+        assert "why" not in seen[name], seen[name]
+        assert seen[name]["base"] < 0.05  # another kernel, in bf16
+        assert seen[name]["adapter"] < 0.05
+        assert abs(seen[name]["change"] - plain) < 0.1
+    if "bitsandbytes" in seen["bnb"].get("why", ""):
+        pytest.skip(f"no bitsandbytes here: {seen['bnb']['why']}")
+    assert seen["bnb"]["change"] > plain / 2, seen["bnb"]
 
 
 @pytest.mark.timeout(400)

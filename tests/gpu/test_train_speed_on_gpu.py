@@ -42,6 +42,51 @@ def test_a_thin_product_is_added_as_in_float64(tokens, outputs, ranks):
     assert apart(add_thin(base.clone(), c, b.t()), wanted) < 4e-3
 
 
+@pytest.mark.parametrize(("tokens", "inner", "ranks"), [(1000, 1536, 32), (77, 200, 8)])
+def test_a_gated_block_and_its_gradient_are_those_of_float64(tokens, inner, ranks):
+    import torch
+
+    from toolkit.train.speed import fp8, gated
+
+    y, h, b, grad, c, d = (
+        torch.randn(*shape, device="cuda", dtype=torch.bfloat16) / 2
+        for shape in ((tokens, 2 * inner), (tokens, ranks), (2 * inner, ranks), (tokens, inner),
+                      (tokens, 16), (16, inner))
+    )  # fmt: skip
+    times = torch.rand(2 * inner, device="cuda") + 0.5
+    wide = (y.double() + h.double() @ b.double().T).requires_grad_()
+    gate, up = wide.chunk(2, -1)
+    wanted = torch.nn.functional.silu(gate) * up
+    (slope,) = torch.autograd.grad(wanted, wide, grad.double() + c.double() @ d.double())
+    v, of_v = gated.gated(y, h, b, True)
+    dy, db, da, largest = gated.gated_backward(grad, c, d, y, h, b, times)
+    q, scale, thin = gated.quantize_thin(dy, times, largest, b)
+    stored, row_scale = fp8.quantize_rows(dy * times)
+    assert max(apart(v, wanted), apart(dy, slope)) < 4e-3
+    assert max(apart(db, slope.T @ h.double()), apart(da, c.double().T @ wanted)) < 8e-3
+    assert apart(of_v, v.abs().amax(1)) < 4e-3  # before and after it is rounded to bf16
+    assert apart(scale, row_scale) < 4e-3
+    back = q.double() * scale.double()[:, None]
+    assert apart(back, stored.double() * row_scale.double()[:, None]) < 2e-2
+    assert apart(back, dy.double() * times.double()) < 4e-2
+    assert apart(thin, dy.double() @ b.double()) < 4e-3
+
+
+@pytest.mark.parametrize(("scale", "cap"), [(1.0, 0.0), (0.25, 0.0), (1.0, 3.0)])
+def test_cross_entropy_and_its_gradient_are_those_of_float64(scale, cap):
+    import torch
+
+    from toolkit.train.speed.loss import entropy_and_gradient
+    from toolkit.train.speed.loss_kernel import entropy_
+
+    logits = torch.randn(50, 30_001, device="cuda", dtype=torch.bfloat16) * 3
+    targets = torch.randint(0, 30_001, (50,), device="cuda")
+    wanted, slope = entropy_and_gradient(logits.double(), targets, scale, cap)
+    loss = entropy_(logits, targets, scale, cap).sum()
+    assert float(loss) == pytest.approx(float(wanted), rel=1e-5)
+    assert apart(logits, slope) < 4e-3
+
+
 def test_bytes_are_transposed():
     import torch
 
@@ -89,8 +134,9 @@ def test_an_fp8_product_and_its_gradient_are_those_of_the_stored_weights():
     assert apart(dx, dy.double() @ meant) < 4e-2
 
 
-@pytest.mark.parametrize("kind", ["bf16", "fp8", "nf4"])
-@pytest.mark.parametrize("keep", ["auto", True])
+@pytest.mark.parametrize(
+    ("kind", "keep"), [("bf16", "auto"), ("bf16", True), ("fp8", "auto"), ("nf4", "auto")]
+)
 def test_fifty_compiled_steps_are_those_of_the_plain_path(kind, keep, tmp_path):
     import numpy as np
     import torch
@@ -115,6 +161,8 @@ def test_fifty_compiled_steps_are_those_of_the_plain_path(kind, keep, tmp_path):
     TokenStore.write(tmp_path / "rows", rows)
     store = TokenStore(tmp_path / "rows")
     batches = [[[0, 1, 2], [3, 4]], [[5], [6], [1]], [[7, 8, 9, 10, 11]]]
+    if (kind, keep) != ("bf16", "auto"):
+        batches = batches[:1]  # every further shape is compiled anew, and is no other code
     seen = {}
     for speed in ("plain", "auto"):
         torch.manual_seed(3)
@@ -130,7 +178,7 @@ def test_fifty_compiled_steps_are_those_of_the_plain_path(kind, keep, tmp_path):
         optimizer = torch.optim.AdamW(weights, lr=1e-3)
         seen[speed] = []
         for step in range(50):
-            batch = collate(store, batches[step % 3])
+            batch = collate(store, batches[step % len(batches)])
             loss = summed_loss(model, batch) / batch.trained_tokens
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(weights, 1.0)

@@ -141,7 +141,10 @@ def test_a_refused_proof_ends_with_1_and_changes_nothing(world):
 
 def test_names_come_and_go(world):
     other = write_adapter(world.folder / "other", seed=7)
-    world.did("load", "billing", str(other))
+    loaded = world.toolkit("load", "billing", str(other))
+    assert loaded.exit_code == 0, loaded.output
+    assert "effect 0.38 nats a token" in loaded.stderr
+    assert "agreement with the training side NOT CHECKED: it brings no stored" in loaded.stderr
     assert world.answers("billing").startswith("billing@")
     table = world.did("list")
     assert "billing" in table

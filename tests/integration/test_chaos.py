@@ -31,6 +31,7 @@ from tests.serving import (
     wait_for,
 )
 from toolkit.engines import guard
+from toolkit.serving.control import request
 
 pytestmark = [
     pytest.mark.integration,
@@ -312,7 +313,21 @@ def test_a_second_signal_ends_it_now_and_the_stream_says_so(tmp_path):
         server.signal(signal.SIGTERM)
         assert server.wait(20) == 0
         stream.finished()
-        assert stream.error, stream.lines[-2:]
+        assert stream.error["code"] == "server_stopping", stream.lines[-2:]
+
+
+def test_a_server_that_ends_without_a_drain_tells_open_streams_before_its_engine_goes(tmp_path):
+    with supervised(spec(tmp_path, drain_s=60)) as server:
+        server.ready()
+        behave(server, delay_s=0.5)
+        stream = Stream(server.url, tokens=100).begun()
+        request(server.control, "POST", "/stop", {"drain_s": 0})
+        assert server.wait(20) == 0
+        stream.finished()
+        assert stream.error["code"] == "server_stopping", stream.lines[-2:]
+        ended = [p for e in server.events if e["event"] == "parts" for p in e["parts"]]
+        first = next(p["name"] for p in ended if p["state"] == "stopped")
+        assert first == "front"
 
 
 def test_the_drain_has_a_deadline(tmp_path):
@@ -323,7 +338,7 @@ def test_the_drain_has_a_deadline(tmp_path):
         server.signal(signal.SIGTERM)
         assert server.wait(30) == 0
         stream.finished()
-        assert stream.error, stream.lines[-2:]
+        assert stream.error["code"] == "server_stopping", stream.lines[-2:]
 
 
 def test_a_failed_start_names_the_cause_and_leaves_nothing(tmp_path):
@@ -387,6 +402,7 @@ def test_stop_over_the_control_socket_takes_its_own_drain(tmp_path):
         server.ready()
         behave(server, delay_s=0.5)
         Stream(server.url, tokens=100).begun()
+        assert server.status()["in_flight"] == {"m": 1}
         folder = Path(server.spec.folder).parent
         record = records.pick(folder, None)
         assert record.status().ready

@@ -32,9 +32,11 @@ def answer(url: str, model: str) -> str:
     return said["choices"][0]["message"]["content"]
 
 
-def test_a_real_engine_is_proven_killed_healed_and_leaves_nothing(tmp_path, monkeypatch):
+def test_a_real_engine_is_proven_killed_healed_and_leaves_nothing(
+    tmp_path, monkeypatch, warm_cache
+):
     python = interpreter()  # of the user's cache, before the test gets one of its own
-    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TOOLKIT_CACHE", str(warm_cache(tmp_path / "cache")))
     made = spec(
         tmp_path, adapters=[read_spec("tiny", adapter(tmp_path / "adapter"))], name="tiny",
         max_concurrent=4, kv_cache_gib=0.25, dtype="fp32", drain_s=30,

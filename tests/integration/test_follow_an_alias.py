@@ -185,6 +185,7 @@ def test_an_alias_that_moves_is_followed_and_moving_it_back_rolls_back(
     watch.look()
     assert routed(fleet) == "models:/tickets/2"
     assert str(world.tag("2")).startswith("serving since 20")
+    assert "agreement with the training side NOT CHECKED" in str(world.tag("2"))
     assert str(world.tag("1")).startswith("served until 20")
     assert fleet.told[-1][0] == "swap"
     world.move("1")

@@ -43,8 +43,11 @@ def test_vllm_does_what_preflight_says(answers):
     assert list(surprises(ENGINE, answers)) == []
 
 
-def test_an_adapter_on_4_bit_weights_is_the_adapter_on_what_they_stand_for(answers):
-    seen = answers["on_packed"]
+@pytest.mark.parametrize("format_", ["tensors", "gptq", "awq"])
+def test_an_adapter_on_4_bit_weights_is_the_adapter_on_what_they_stand_for(answers, format_):
+    """As compressed-tensors, AutoGPTQ and AutoAWQ write them."""
+    seen = answers["on_packed"][format_]
+    assert "why" not in seen, seen
     assert seen["change"] > 0.01
     assert seen["base"] < 1e-3
     assert seen["adapter"] < 1e-3

@@ -72,11 +72,11 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory):
+def served(tmp_path_factory, warm_cache):
     root = tmp_path_factory.mktemp("proofs")
     python, train = interpreter(), train_python()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TOOLKIT_CACHE", str(root / "cache"))
+        patch.setenv("TOOLKIT_CACHE", str(warm_cache(root / "cache")))
         base, good = tiny_llama(root / "base"), tiny_adapter(root / "good")
         for name in ("tokenizer.json", "chat_template.jinja"):
             (good / name).write_bytes((base / name).read_bytes())

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from tests.serving import PROGRAM, adapter, ask, environ, gone, spec, wait_for
 from toolkit.cli import toolkit as command_line
-from toolkit.engines import guard
+from toolkit.engines import guard, records
 from toolkit.engines.foreground import serve
 from toolkit.errors import EngineError, ProofError
 from toolkit.serving.state import InterpreterSpec
@@ -117,6 +117,41 @@ def test_a_supervisor_that_is_killed_is_told_by_its_command(tmp_path):
     with pytest.raises(EngineError, match="the supervisor of 'm' was killed by signal 9"):
         start(spec(tmp_path), on_ready=kill)
     wait_for(lambda: gone(killed[0]), 10)
+
+
+def test_a_command_that_was_stopped_holds_its_server_up_in_nothing(tmp_path):
+    """Ctrl-Z: its pipe is full (4 KiB here) while the engine is killed, started again, and the server is stopped."""
+    made = spec(tmp_path)
+    made.write()
+    code = f"""
+import functools, subprocess, sys; sys.path[:0] = [{str(Path(__file__).parents[2])!r}]
+subprocess.Popen = functools.partial(subprocess.Popen, pipesize=4096)
+from pathlib import Path
+from tests.serving import PROGRAM
+from toolkit.engines.foreground import serve
+from toolkit.serving.state import ServerSpec
+serve(ServerSpec.read(Path({made.folder!r})), detach=False, on_event=lambda e: print(e["event"], flush=True),
+      on_ready=lambda r: print(r.pid, flush=True), program=PROGRAM)
+"""
+    command = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environ()
+    )
+    pid = next(int(line) for line in command.stdout if line.strip().isdigit())
+    os.kill(command.pid, signal.SIGSTOP)
+    record = records.pick(made.place.parent, None)
+    for lives in range(1, 4):
+        engine = next(p for p in record.status().parts if p.name == "replica-0")
+        os.kill(engine.pid, signal.SIGKILL)
+        wait_for(lambda n=lives: (s := record.status()).ready and s.parts[1].restarts == n)
+    family = guard.descendants(pid) | {pid}
+    assert made.place.joinpath("events.jsonl").stat().st_size > 2 * 4096
+    records.stop(made.place.parent, record, 1)
+    wait_for(lambda: gone(family - {pid}))
+    os.kill(command.pid, signal.SIGCONT)
+    said = command.stdout.read()
+    command.stdout.close()
+    assert command.wait() == 0
+    assert said.splitlines()[-1] == "stopped"
 
 
 def test_ctrl_c_before_it_is_ready_gives_130_and_leaves_nothing(tmp_path):

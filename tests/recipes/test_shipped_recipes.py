@@ -10,9 +10,12 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from tests.folders import LLAMA, adapter_folder, model_folder
+from toolkit.forecast.parts import Fit, summed
 from toolkit.observe import local_files
 from toolkit.plan import Observed, make_plan
 from toolkit.preflight import Outcome, check, gather
+from toolkit.preflight.gpu import described
+from toolkit.preflight.memory import forecasts
 from toolkit.recipe import schema
 from toolkit.recipe.load import load
 
@@ -20,13 +23,41 @@ ROOT = Path(__file__).parents[2] / "recipes"
 SHIPPED = sorted(ROOT.rglob("*.yaml"))
 IDS = [str(path.relative_to(ROOT)) for path in SHIPPED]
 NEEDS_GPU = (
+    "llama-3.1-70b-qlora.yaml",
+    "llama-3.1-8b-fp8.yaml",
     "llama-3.1-8b-lora.yaml",
+    "llama-3.1-8b-qlora.yaml",
     "llama-3.1-8b-dpo.yaml",
     "llama-3.1-8b-grpo.yaml",
     "qwen3-8b-lora.yaml",
     "sglang-two-adapters.yaml",
 )
 LLAMA_8B = LLAMA | {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32}
+
+SIZES = {
+    "llama-8b": LLAMA_8B | {"num_hidden_layers": 32, "num_key_value_heads": 8, "vocab_size": 128256},
+    "llama-70b": LLAMA
+    | {
+        "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
+        "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False,
+    },
+    "qwen3-8b": LLAMA
+    | {
+        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 4096, "intermediate_size": 12288,
+        "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+        "vocab_size": 151936, "tie_word_embeddings": False,
+    },
+}  # fmt: skip
+MEANT_FOR = {
+    "llama-3.1-8b-lora.yaml": ("llama-8b", 40),
+    "llama-3.1-8b-qlora.yaml": ("llama-8b", 10e9 / 2**30),
+    "llama-3.1-8b-fp8.yaml": ("llama-8b", 24),
+    "llama-3.1-70b-qlora.yaml": ("llama-70b", 80e9 / 2**30),
+    "llama-3.1-8b-dpo.yaml": ("llama-8b", 40),
+    "llama-3.1-8b-grpo.yaml": ("llama-8b", 80),
+    "qwen3-8b-lora.yaml": ("qwen3-8b", 40),
+}
+"""Shape of the base, and GiB of the GPU that the first lines name."""
 
 each = pytest.mark.parametrize("path", SHIPPED, ids=IDS)
 
@@ -105,6 +136,22 @@ def test_preflight_refuses_nothing_where_it_is_meant_to_run(path, somewhere):
     )
     refused = [str(v) for v in check(loaded.recipe, facts) if v.outcome is Outcome.refuse]
     assert refused == []
+
+
+@pytest.mark.parametrize("name", MEANT_FOR)
+def test_training_fits_the_gpu_that_the_recipe_names(name, somewhere):
+    shape, memory_gib = MEANT_FOR[name]
+    loaded = load(somewhere / name)
+    facts = gather(
+        loaded.recipe, loaded.directory, accelerator="cuda", base_config=SIZES[shape],
+        gpu=described(memory_gib, 9.0, 1),
+    )  # fmt: skip
+    (step,) = [one for one in forecasts(loaded.recipe, facts) if one.step == "train"]
+    assert step.fit is Fit.fits, summed(step.forecast.parts)
+
+
+def test_every_recipe_for_a_gpu_that_trains_has_one_named():
+    assert set(MEANT_FOR) == {path.name for path in SHIPPED if path.parent == ROOT}
 
 
 @each

@@ -104,15 +104,25 @@ def test_the_fingerprint_is_that_of_the_engine_named_by_hand(recipe, tmp_path):
     assert named.plan.step("serve-base").fingerprint == automatic
 
 
-def test_a_model_that_only_sglang_knows_is_served_by_it(recipe, tmp_path):
+@pytest.mark.parametrize(
+    ("architecture", "engine"),
+    [
+        ("BaichuanForCausalLM", "sglang"),
+        ("JetVLMForConditionalGeneration", "sglang"),  # takes pictures
+        ("MiMoV2ASRForCausalLM", "sglang"),  # takes speech
+        ("AriaForConditionalGeneration", "vllm"),  # takes pictures
+    ],
+)
+def test_a_model_that_one_engine_knows_is_served_by_it(recipe, tmp_path, architecture, engine):
     from toolkit.engines.parsers import command_line
 
-    only = command_line("sglang").architectures - command_line("vllm").architectures
+    other = "vllm" if engine == "sglang" else "sglang"
+    assert architecture in command_line(engine).architectures - command_line(other).architectures
     gpu = tmp_path / "gpu.yaml"
     gpu.write_text("name: gpu\naccelerator: cuda\n")
-    done = prepared(recipe(min(only)), str(gpu), tmp_path)
-    assert done.choice.engine == "sglang"
-    assert "vllm does not know the architecture" in done.choice.reason
+    done = prepared(recipe(architecture), str(gpu), tmp_path)
+    assert done.choice.engine == engine
+    assert f"{other} does not know the architecture {architecture}" in done.choice.reason
 
 
 def test_env_sync_of_the_recipe_builds_the_engine_that_will_serve(recipe, monkeypatch, tmp_path):

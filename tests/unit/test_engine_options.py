@@ -17,6 +17,7 @@ ELSEWHERE = {
         "port",
         "start_timeout_s",
         "replicas",
+        "engines",
         "drain_s",
         "watch_s",
         "prefer",

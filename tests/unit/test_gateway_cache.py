@@ -2,9 +2,6 @@
 
 import asyncio
 import json
-import shutil
-import socket
-import subprocess
 import sys
 import time
 
@@ -12,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests import redis_server
 from toolkit.errors import NotInstalledError, ToolkitError
 from toolkit.gateway import cache as module
 from toolkit.gateway.access import Admitted, Bearer
@@ -27,6 +25,7 @@ from toolkit.gateway.limits import Meters
 from toolkit.gateway.table import Table, Target
 from toolkit.recipe.front import CacheSection, LimitsSection
 
+server = redis_server.server
 CHAT = "/v1/chat/completions"
 BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "temperature": 0}
 TARGET = Target("m@1", "adapter", "1")
@@ -171,6 +170,7 @@ def test_another_certificate_is_another_digest():
         return certificate_digest(Table(None, (), 1, True, certificate=certificate))
 
     assert digest(a=1) == digest(a=1) != digest(a=2)
+    assert digest(a=1, answers="x") == digest(a=2, answers="x") != digest(a=1, answers="y")
 
 
 # --- memory
@@ -215,51 +215,6 @@ def test_the_size_is_counted_right_and_never_above_the_limit(puts):
 
 
 # --- Redis
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-class Server:
-    """A real Redis on a port of its own."""
-
-    def __init__(self, folder):
-        self.folder, self.port, self.process = folder, free_port(), None
-
-    @property
-    def url(self):
-        return f"redis://127.0.0.1:{self.port}/0"
-
-    def start(self):
-        command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
-        self.process = subprocess.Popen(
-            [*command, "--dir", str(self.folder)], stdout=subprocess.DEVNULL
-        )
-        for _ in range(200):
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 0.1).close()
-                return
-            except OSError:
-                time.sleep(0.05)
-        pytest.fail("redis-server did not start in 10 s")
-
-    def stop(self):
-        if self.process:
-            self.process.kill()
-            self.process.wait()
-
-
-@pytest.fixture
-def server(tmp_path):
-    if shutil.which("redis-server") is None:
-        pytest.skip("redis-server is not installed: apt-get install redis-server")
-    server = Server(tmp_path)
-    server.start()
-    yield server
-    server.stop()
 
 
 def with_redis(server, scenario, ttl_s=60):

@@ -363,11 +363,57 @@ def test_a_secret_that_is_not_set():
         {"alg": "none"},
         {"kty": "oct"},
         {"n": "AQAB"},
+        {"n": 7},
+        {"n": None},
+        {"n": ["AQAB"]},
+        {"e": {}},
+        {"kty": ["RSA"]},
+        {"kty": None},
+        {"crv": []},
+        {"crv": {}},
+        {"use": 5},
+        {"use": ["sig"]},
+        {"key_ops": 5},
+        {"key_ops": "verify"},
+        {"key_ops": {"verify": 1}},
+        {"alg": 256},
+        {"alg": ["RS256"]},
     ],
 )
 def test_keys_that_cannot_verify_are_left_out(more):
     with pytest.raises(ValueError, match="none of its keys can verify a token"):
         KeySet.parse(key_set(jwk(RSA) | more))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=5,
+)
+FIELDS = st.sampled_from(["kty", "use", "key_ops", "alg", "kid", "crv", "n", "e", "x", "y", "d"])
+
+
+@given(st.dictionaries(FIELDS, JSON, max_size=3), st.sampled_from([RSA, P256, ED]))
+def test_a_key_of_odd_types_is_left_out_and_the_others_are_read(odd, key):
+    found = KeySet.parse(key_set(jwk(key, "odd") | odd, jwk(RSA_2, "good")))
+    assert found.find("good", "RS256") is not None
+
+
+@given(JSON)
+def test_odd_json_is_no_key_set(values):
+    for text in (json.dumps(values), json.dumps({"keys": values})):
+        with pytest.raises(ValueError, match=r"no list|none of its keys"):
+            KeySet.parse(text)
+
+
+@given(st.sampled_from(["exp", "nbf", "iat", "iss", "aud", "sub", "models", "scope"]), JSON)
+def test_a_signed_claim_of_an_odd_type_is_refused_or_means_nothing(name, value):
+    payload = json.dumps(claims() | {name: value}).encode()
+    token = pyjwt.api_jws.PyJWS().encode(payload, SECRET.encode(), "HS256")
+    section = JwtSection(issuer=ISSUER, audience=AUDIENCE, secret_env="SECRET")
+    tokens = Tokens(section, {"SECRET": SECRET})
+    with contextlib.suppress(ApiError):  # any other exception fails
+        tokens.models(check(tokens, token))
 
 
 def test_a_shared_secret_in_a_key_set_is_left_out():
@@ -382,7 +428,19 @@ def test_a_weak_rsa_key_is_left_out():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"keys": {}}', '{"keys": []}', '{"keys": [7]}', '{"keys": [{}]}']
+    "text",
+    [
+        *("", "[]", "{}", "7", "null", '"keys"', '{"keys": {}}', '{"keys": []}', '{"keys": [7]}'),
+        *(
+            '{"keys": [{}]}',
+            '{"keys": null}',
+            '{"keys": "RSA"}',
+            '{"keys": 1e400}',
+            '{"keys": [[]]}',
+        ),
+        pytest.param('{"keys":' * 50_000, id="deep"),
+        pytest.param('{"keys": [%s]}' % ("9" * 5000), id="a long number"),
+    ],
 )
 def test_what_is_no_key_set(tmp_path, text):
     file = tmp_path / "jwks.json"
@@ -597,7 +655,7 @@ def test_many_first_requests_fetch_once(provider):
     assert provider.asked == 1
 
 
-@pytest.mark.parametrize("outage", ["status", "garbage", "gone", "redirect", "huge"])
+@pytest.mark.parametrize("outage", ["status", "garbage", "odd", "gone", "redirect", "huge"])
 def test_stale_keys_are_kept_while_the_provider_is_down(provider, outage, caplog):
     provider.publish(jwk(RSA, "a"))
 
@@ -607,6 +665,8 @@ def test_stale_keys_are_kept_while_the_provider_is_down(provider, outage, caplog
             provider.status = 500
         elif outage == "garbage":
             provider.body = b"<html>"
+        elif outage == "odd":
+            provider.body = key_set(jwk(RSA, "a") | {"key_ops": 7, "crv": []}).encode()
         elif outage == "redirect":
             provider.status, provider.headers = 302, {"Location": provider.url + "2"}
         elif outage == "huge":

@@ -219,6 +219,7 @@ def test_an_address_that_is_none_is_refused():
     [
         ({"serve": None}, "no serve section"),
         ({"serve": {"engine": "sglang"}}, "serves with sglang"),
+        ({"serve": {"engines": ["http://10.0.0.2:8000"]}}, "knows its own engines only"),
         ({"serve": {"name": "My_Model"}}, "'My_Model' cannot name a Kubernetes object"),
     ],
 )

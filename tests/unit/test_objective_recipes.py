@@ -46,3 +46,20 @@ def test_pairs_of_the_demo_differ_in_one_place(module):
     assert not {r["prompt"][0]["content"] for r in rows} & {
         r["prompt"][0]["content"] for r in pairs.heldout_pairs(60, seed=2)
     }
+
+
+def test_marked_tickets_are_right_and_wrong_in_turn(module):
+    pairs = module(RECIPES / "demo" / "pairs.py")
+    rows, whole = list(pairs.train_marked(20, seed=3)), list(pairs.train_pairs(20, seed=3))
+    assert [row["label"] for row in rows] == [True, False] * 10
+    for row, pair in zip(rows, whole, strict=True):
+        assert row["completion"] == pair["chosen" if row["label"] else "rejected"]
+
+
+def test_a_ticket_is_rewarded_by_its_right_fields(module):
+    rewards = module(RECIPES / "demo" / "ticket_rewards.py")
+    right = '{"team":"billing","order":"48213","urgent":true,"item":"tent"}'
+    answers = [right, right.replace("billing", "returns"), "no ticket", "[1]", "7"]
+    assert rewards.right_fields(answers, [right] * 5) == [1, 0.75, 0, 0, 0]
+    assert rewards.right_fields([right], [None]) == [0]
+    assert rewards.is_json(answers) == [1, 1, 0, 0, 0]

@@ -82,8 +82,8 @@ def test_mixtures_and_latent_attention_are_not_guessed():
 
 
 TWO_GPUS = (
-    "0, GPU-1a2b, NVIDIA H100 80GB HBM3, 9.0, 81559, 4\n"
-    "1, GPU-3c4d, NVIDIA H100 80GB HBM3, 9.0, 81559, 40000\n"
+    "0, GPU-1a2b, NVIDIA H100 80GB HBM3, Disabled, 9.0, 81559, 4\n"
+    "1, GPU-3c4d, NVIDIA H100 80GB HBM3, [N/A], 9.0, 81559, 40000\n"
 )
 
 
@@ -98,11 +98,21 @@ def test_gpus_that_are_hidden_do_not_count(named):
     assert gpu == GpuFacts("NVIDIA H100 80GB HBM3", 9.0, 81559 * 2**20, 4 * 2**20, 1)
 
 
+@pytest.mark.parametrize(
+    ("named", "count"),
+    [(None, 7), ("0", 1), ("MIG-aa,MIG-bb", 2), ("MIG-GPU-1a2b/1/0", 1), ("1", None)],
+)
+def test_of_a_gpu_that_is_cut_only_the_generation_is_known(named, count):
+    text = "0, GPU-1a2b, NVIDIA H100, Enabled, 9.0, [Insufficient Permissions], [N/A]\n"
+    gpu = parse(text, {} if named is None else {"CUDA_VISIBLE_DEVICES": named})
+    assert gpu == (count and GpuFacts("NVIDIA H100", 9.0, None, count=count))
+
+
 def test_where_all_gpus_are_hidden_there_is_none():
     assert parse(TWO_GPUS, {"CUDA_VISIBLE_DEVICES": ""}) is None
 
 
-@pytest.mark.parametrize("text", ["", "0, GPU-1a2b, NVIDIA Thor, [N/A], [N/A], [N/A]\n"])
+@pytest.mark.parametrize("text", ["", "0, GPU-1a2b, NVIDIA Thor, [N/A], [N/A], [N/A], [N/A]\n"])
 def test_a_driver_that_does_not_say_leaves_it_open(text):
     assert parse(text, {}) is None
 

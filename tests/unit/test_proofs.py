@@ -418,6 +418,56 @@ def test_the_certificate_has_one_id_for_one_subject(base):
     assert other["id"] != given[0]["id"]
 
 
+def test_servers_of_one_model_share_what_decides_an_answer(base):
+    proof = whole(base)
+    options = {"seed": None, "lock": "a"}
+
+    def answers(proof=proof, *, name="tickets", options=options, **more):
+        return certificate([proof], name=name, options=options, **more)["answers"]
+
+    def other(**target):
+        return dataclasses.replace(proof, target=dataclasses.replace(proof.target, **target))
+
+    moved = other(url="http://127.0.0.1:1", name="another", run_id="run-9", model_id="x")
+    shown = dataclasses.replace(moved, adapters=(), warm_up=None)
+    same = answers()
+    assert answers(shown, name="other", fingerprints={"model": "1"}, phases={"total": 2.0}) == same
+    changed = [
+        answers(other(max_length=7)),
+        answers(other(dtype="fp16")),
+        answers(other(engine="sglang")),
+        answers(other(device="cuda")),
+        answers(dataclasses.replace(proof, version="0.33.0")),
+        answers(options={"seed": 1, "lock": "a"}),
+        answers(options={"seed": None, "lock": "b"}),
+    ]
+    for part in ("weights", "template", "tokenizer"):
+        digests = {**proof.base.digests, part: "0"}
+        changed.append(
+            answers(
+                dataclasses.replace(proof, base=dataclasses.replace(proof.base, digests=digests))
+            )
+        )
+    (base / "generation_config.json").write_text('{"repetition_penalty": 1.3}')
+    changed.append(answers())
+    assert len({same, *changed}) == 1 + len(changed)
+
+
+def test_what_was_shown_of_an_adapter_is_told_and_what_was_not_too(base):
+    adapter = whole(base).adapters[0]
+    agreed = adapter.agreement
+    assert adapter.told == (
+        f"parity of {adapter.parity.conversations} conversations; "
+        f"effect {adapter.effect_mean:.3g} nats a token; "
+        f"agreement with the training side {agreed.mean:.2g} nats (bound {agreed.tolerance:g})"
+    )
+    foreign = dataclasses.replace(adapter, agreement=None, parity=None).told
+    assert "parity not checked" in foreign
+    assert foreign.endswith(
+        "agreement with the training side NOT CHECKED: it brings no stored logprobs"
+    )
+
+
 def test_adapters_come_and_go_in_a_proof(base):
     proof = whole(base)
     newer = dataclasses.replace(proof.adapters[0], model_id="tickets@2")

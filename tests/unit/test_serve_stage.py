@@ -25,6 +25,7 @@ pytestmark = [
 def fake(monkeypatch, tmp_path):
     monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(ENGINES._table, "vllm", "tests.unit.fake_engine:FakeEngine")
+    monkeypatch.setenv("FAKE_VLLM_HAS_A_MEEK_CHILD", "1")
 
 
 def folder(tmp_path: Path, name: str, **files: str) -> Path:

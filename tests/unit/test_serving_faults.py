@@ -9,17 +9,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from tests.fleet import server_spec
 from toolkit.engines.client import Client
-from toolkit.errors import EngineError
+from toolkit.errors import EngineError, ProofError
 from toolkit.gateway.settings import GatewaySettings
 from toolkit.gateway.table import Table
+from toolkit.recipe.serve import ServeSection
 from toolkit.serving import gpus
 from toolkit.serving.control import ControlServer, forget_sockets, request, socket_folder
 from toolkit.serving.crew import Crew
 from toolkit.serving.front import Front
 from toolkit.serving.gpus import Gpu
+from toolkit.serving.joined import Joined
 from toolkit.serving.parts import Health, StopRequestedError
 from toolkit.serving.replicas import Pulse, Replica
 from toolkit.serving.router import Router
@@ -177,7 +180,7 @@ def test_a_gpu_that_fell_off_the_bus_is_named(tmp_path):
 
 def test_a_gpu_without_a_memory_of_its_own_is_said_to_be_so():
     with pytest.raises(EngineError, match="does not say how much memory") as error:
-        gpus.read("0, GPU-aa, [N/A], [N/A]\n")
+        gpus.read("0, GPU-aa, [N/A], [N/A], [N/A]\n")
     assert "nvidia-smi" in error.value.hint
 
 
@@ -258,3 +261,73 @@ def test_a_server_stands_by_what_joined_it(standing):
     assert standing.table().reason == "draining"
     assert standing.leave(second)
     assert standing.endpoints() == ()
+
+
+def test_an_engine_of_elsewhere_that_never_answers_ends_the_start(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    made = server_spec(tmp_path, tmp_path, engines=["http://127.0.0.1:9"], start_timeout_s=1)
+    part = Joined(Owner(), made, 1, "http://127.0.0.1:9")
+    with pytest.raises(
+        EngineError, match=r"names http://127.0.0.1:9, which did not answer in 1 s"
+    ) as e:
+        part.live()
+    assert "take it out of serve.engines" in e.value.hint
+    assert part.state.state == "starting"
+
+
+def test_an_engine_of_elsewhere_that_is_refused_when_it_comes_back_gets_no_traffic(tmp_path):
+    """Somebody replaced its model meanwhile; the server goes on without it, and looks again."""
+    (tmp_path / "config.json").write_text("{}")
+    told, gone = [], []
+
+    class Proves(Owner):
+        def event(self, event, **values):
+            told.append(values.get("text", ""))
+
+        def admit(self, replica, endpoint, loaded):
+            assert loaded == ()
+            if part.ready_once.is_set() and endpoint.generation > 2:
+                part.stop()
+            if endpoint.generation > 1:
+                raise ProofError("token 3 differs", "export it again")
+
+        def dismiss(self, endpoint):
+            gone.append(endpoint.generation)
+
+    with answering(CUT_OFF) as url:
+        made = server_spec(tmp_path, tmp_path, engines=[url])
+        part = Joined(Proves(), made, 1, url, again_s=0.01)
+        part._await_health = lambda deadline: None
+        with pytest.raises(StopRequestedError):
+            part.live()
+    assert gone == [1, 2, 3]
+    assert f"{url} left: token 3 differs" in told
+    assert part.state.state == "waiting"
+
+
+@pytest.mark.parametrize("url", ["10.0.0.2:8000", "ftp://a", "http://", "http://a:1/v1"])
+def test_what_is_no_address_of_an_engine(url):
+    with pytest.raises(ValidationError, match=r"write http://10.0.0.2:8000"):
+        ServeSection(engines=(url,))
+
+
+def test_a_router_is_not_ready_before_it_knows_who_joined_while_it_started(tmp_path, monkeypatch):
+    """Otherwise the death of the one worker that it was started with is a 503, though the other is ready."""
+    made, told = router("http://127.0.0.1:12345", tmp_path), []
+    made.add("http://first")
+
+    def watch(_process):
+        told.append(made.state.state)
+        raise StopRequestedError
+
+    monkeypatch.setattr("toolkit.serving.router.server.stop", lambda *_, **__: None)
+    monkeypatch.setattr(made, "_spawn", lambda workers: subprocess.Popen(["true"]))
+    monkeypatch.setattr(
+        made, "_await_health", lambda process: (process.wait(), made.add("http://second"))
+    )
+    monkeypatch.setattr(made, "_list", lambda: ["http://first"])
+    monkeypatch.setattr(made, "_tell", lambda *said: told.append((made.state.state, *said)))
+    monkeypatch.setattr(made, "watch", watch)
+    with pytest.raises(StopRequestedError):
+        made.live()
+    assert told == [("starting", "add_worker", "http://second"), "ready"]

@@ -4,6 +4,8 @@ import itertools
 import json
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,9 @@ from toolkit.errors import EngineError, ProofError
 from toolkit.recipe.serve import ServeSection
 from toolkit.serving import gpus, router
 from toolkit.serving.control import ControlServer, forget_sockets, request, socket_folder
-from toolkit.serving.events import Events
+from toolkit.serving.events import Events, last
 from toolkit.serving.gpus import Gpu
+from toolkit.serving.proofs import NO_ANSWER, _options
 from toolkit.serving.replicas import TOKENS
 from toolkit.serving.restarts import Restarts
 from toolkit.serving.state import AdapterSpec, InterpreterSpec, PartState, ServerSpec, ServerStatus
@@ -50,7 +53,7 @@ FOUR = [gpu(n) for n in range(4)]
 
 
 def test_nvidia_smi_is_read():
-    text = "0, GPU-aa, 81559, 81040\n1, GPU-bb, 81559, 40000\n"
+    text = "0, GPU-aa, 81559, 81040, Disabled\n1, GPU-bb, 81559, 40000, [N/A]\n"
     assert gpus.read(text) == [Gpu("0", "GPU-aa", 81559, 81040), Gpu("1", "GPU-bb", 81559, 40000)]
 
 
@@ -60,6 +63,11 @@ def test_nvidia_smi_is_read():
         (None, "0123"),
         ("2,0", "20"),
         ("GPU-3abc", "3"),
+        ("GPU-3", "3"),
+        ("GPU-2abc, 1", "21"),
+        ("GPU-9", ""),
+        ("3abc", ""),
+        ("MIG-0", ""),
         ("", ""),
         ("1,nine,2", "1"),
     ],
@@ -147,6 +155,28 @@ def test_the_name_of_the_base_does_not_hang_on_the_adapters_that_are_loaded(tmp_
     assert deployment.base_name == "tickets-base"
 
 
+def test_where_and_for_whom_a_server_serves_changes_no_answer(tmp_path):
+    assert set(ServeSection.model_fields) > NO_ANSWER
+    one = spec(tmp_path)
+    moved = {
+        "port": 9,
+        "replicas": 3,
+        "engines": ["http://h:1"],
+        "max_concurrent": 8,
+        "front": {"keys": True},
+        "name": "other",
+    }
+    assert _options(replace(one, name="b", serve={**one.serve, **moved})) == _options(one)
+    for other in (
+        {"seed": 1},
+        {"dtype": "fp16"},
+        {"kv_cache_type": "fp8"},
+        {"extra_args": ["--x"]},
+    ):
+        assert _options(replace(one, serve={**one.serve, **other})) != _options(one)
+    assert _options(replace(one, engine_digest="other lock")) != _options(one)
+
+
 def test_a_status_survives_json():
     part = PartState("front", "ready", 7, 1, "http://x")
     status = ServerStatus("m", "http://x", True, None, ("m",), "vllm", 3, (part,), {"m": 2}, {})
@@ -211,9 +241,46 @@ def test_a_long_temporary_folder_does_not_make_a_long_socket(tmp_path, monkeypat
 def test_a_lost_reader_does_not_stop_events(tmp_path):
     read, write = os.pipe()
     os.close(read)
-    events = Events(tmp_path / "events.jsonl", os.fdopen(write, "w"))
+    with os.fdopen(write, "w") as pipe:
+        events = Events(tmp_path / "events.jsonl", pipe)
     events.send("one", value=1)
     events.send("two")
+    events.close()
     lines = [json.loads(x) for x in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert [(x["event"], x.get("value")) for x in lines] == [("one", 1), ("two", None)]
     assert abs(lines[0]["time"] - time.time()) < 60
+
+
+def test_a_reader_that_was_stopped_holds_nothing_up_and_hears_the_end(tmp_path):
+    read, write = os.pipe()
+    with os.fdopen(write, "w") as pipe:
+        events = Events(tmp_path / "events.jsonl", pipe)
+        for number in range(2000):  # half a MiB: eight times what a pipe holds
+            events.send("parts", number=number, text="x" * 200)
+        events.send("stopped")
+        assert last(tmp_path / "events.jsonl")["event"] == "stopped"
+    heard = []
+    with os.fdopen(read, "rb") as pipe, ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: heard.extend(pipe))  # SIGCONT
+        events.close()
+    numbers = [json.loads(line).get("number") for line in heard]
+    assert numbers[0] == 0
+    assert numbers[-3:] == [1998, 1999, None]
+    assert len(numbers) < 2001
+
+
+def test_a_server_that_ends_does_not_wait_for_a_reader_that_was_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr("toolkit.serving.events.FAREWELL_S", 0.05)
+    read, write = os.pipe()
+    with os.fdopen(write, "w") as pipe, os.fdopen(read):
+        events = Events(tmp_path / "events.jsonl", pipe)
+        events.send("stopped", text="x" * 200_000)
+        events.close()
+
+
+@pytest.mark.parametrize("text", [None, "", '{"event": "sto', "[1]\n"])
+def test_the_end_of_a_file_that_has_none_is_nothing(tmp_path, text):
+    file = tmp_path / "events.jsonl"
+    if text is not None:
+        file.write_text(text)
+    assert last(file) == {}

@@ -335,3 +335,49 @@ def test_nothing_of_mlflow_reaches_the_terminal(store, tmp_path, capfd):
         pass
     assert capfd.readouterr() == ("", "")
     assert logging.getLogger("mlflow").level >= logging.ERROR
+
+
+def test_a_run_with_a_key_is_gone_on_with_by_another_process(client, store):
+    """Left by one process, taken up by the next: one run, SCHEDULED in between."""
+    first = StepRun.start(
+        store, "demo", None, "train", config={"a": 1}, tags={}, key="tickets-1-train"
+    )
+    first.left = lambda _: True
+    first.log(1, {"loss": 3.0})
+    first.wait(60)
+    first.fail(NotInstalledError("gone for now"))
+    run_id = first.run_id
+    assert client.get_run(run_id).info.status == "SCHEDULED"
+    second = StepRun.start(
+        store, "demo", None, "train", config={"a": 1}, tags={}, key="tickets-1-train"
+    )
+    second.wait(60)
+    assert second.run_id == run_id
+    assert client.get_run(run_id).info.status == "RUNNING"
+    second.log(2, {"loss": 2.0})
+    second.finish({})
+    assert client.get_run(run_id).info.status == "FINISHED"
+    assert [m.step for m in client.get_metric_history(run_id, "loss")] == [1, 2]
+    assert "toolkit.error" not in client.get_run(run_id).data.tags
+
+
+def test_what_a_killed_process_could_not_deliver_is_in_the_same_run(client, store):
+    box = Outbox.keyed(store.outboxes, "tickets-2-train")
+    tags = {"toolkit.key": "tickets-2-train"}
+    described = store.described()
+    box.put("create", store=described, experiment="demo", name="train", start_ms=1, tags=tags)
+    box.put("metrics", step=1, ms=1, metrics={"loss": 3.0}, of_model=False)
+    box.release()  # as the kernel does when its process dies
+    run = StepRun.start(store, "demo", None, "train", config={}, tags={}, key="tickets-2-train")
+    run.wait(60)
+    run.log(2, {"loss": 2.0})
+    run.finish({})
+    assert [m.step for m in client.get_metric_history(run.run_id, "loss")] == [1, 2]
+
+
+def test_a_run_that_was_left_is_not_killed_by_a_replay(client, store):
+    run = StepRun.start(store, "demo", None, "train", config={}, tags={}, key="tickets-3-train")
+    run.wait(60)
+    run.leave("SCHEDULED")
+    sync(store.outboxes)
+    assert client.get_run(run.run_id).info.status == "SCHEDULED"

@@ -202,3 +202,31 @@ def test_the_tables_in_the_docs_are_those_of_the_raw_numbers(raw):
     ]
     assert lines
     assert [line for line in lines if line not in page] == []
+
+
+def test_power_counts_from_the_first_step_that_does():
+    class Driver:
+        joules, watts = 100.0, 700.0
+
+        def take(self):
+            return {"gpu_power_usage_watts": self.watts, "gpu_utilization_percentage": 98.0}
+
+    power = clock.Power()
+    assert power.numbers() == {}
+    power._gpus = driver = Driver()
+    driver.joules = 1000.0  # warm-up
+    power.begin()
+    for driver.watts in (600.0, 640.0):
+        driver.joules += 3600
+        power.step(1_000_000)
+    assert power.numbers() == {
+        "gpu_power_usage_watts": 620.0,
+        "gpu_utilization_percentage": 98.0,
+        "wh_per_million_tokens": 1.0,
+    }
+
+
+def test_a_table_has_power_only_where_some_file_has():
+    head = ["who", "W"]
+    assert report.told(head, [["a", "-"]], always=1) == "| who |\n| --- |\n| a |\n"
+    assert "| who | W |" in report.told(head, [["a", "-"], ["b", "640"]], always=1)

@@ -40,7 +40,7 @@ def follow(
             reports = orders.look(jobs, [chain])
         if time.monotonic() - asked > ASK_S:
             asked = time.monotonic()
-            if report.needs_keeper(chain):
+            if report.needs_keeper(chain) and not all(one.state.ended for one in reports):
                 keeping.ensure(jobs)
         over = all(one.state.ended for one in reports)
         if not quiet:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from toolkit.errors import ToolkitError
@@ -81,9 +82,13 @@ class ProgressLine:
         if not at_once and now - self._last < (0.1 if self._live else self._every_s):
             return
         self._last = now
-        line = f"{self._label}  {duration(now - self._start)}  {text}"
+        line = self._cut(f"{self._label}  {duration(now - self._start)}  {text}")
         end = "" if self._live else "\n"
         print(f"\r\x1b[2K{line}" if self._live else line, end=end, file=sys.stderr, flush=True)
+
+    def _cut(self, line: str) -> str:
+        """What fits into the terminal's width: a line that wraps could not be rewritten."""
+        return line[: shutil.get_terminal_size().columns - 1] if self._live else line
 
     def close(self, text: str) -> None:
         """Leave a last line."""
@@ -97,6 +102,8 @@ class Progress:
     def __init__(self) -> None:
         self._line: ProgressLine | None = None
         self._text = "starting"
+        self._shown: Mapping[str, Any] = {}
+        self._unit = ""
 
     def show(self, step: str, event: Mapping[str, Any]) -> None:
         """Take one event."""
@@ -105,8 +112,11 @@ class Progress:
             self._line = ProgressLine(f"{step:<16}")
             waiting = "another run is making this artifact: waiting for it"
             self._text = "starting" if kind == "started" else waiting
+            self._shown = {}
         elif kind == "progress":
-            self._text = _progress_text(event)
+            if event["shown"] or event["unit"] != self._unit:  # else nothing new is known
+                self._shown, self._unit = event["shown"], event["unit"]
+            self._text = _progress_text(event, self._shown)
         elif kind == "note":
             self._text = event["text"]
         if self._line and kind == "finished":
@@ -120,9 +130,27 @@ def _number(value: float | str) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _progress_text(event: Mapping[str, Any]) -> str:
+IN_SHORT: Mapping[str, Callable[[float], str]] = {
+    "eta_s": lambda v: f"ETA {duration(v)}",
+    "tokens_per_second": lambda v: f"{v:,.0f} tok/s",
+    "mfu_percentage": lambda v: f"MFU {v:.0f}%",
+    "peak_gpu_memory_gib": lambda v: f"{v:.1f} GiB",
+    "peak_memory_gib": lambda v: f"{v:.1f} GiB",
+    "gpu_utilization_percentage": lambda v: f"GPU {v:.0f}%",
+    "gpu_power_usage_watts": lambda v: f"{v:.0f} W",
+    "learning_rate": lambda v: f"lr {v:.1e}",
+    "grad_norm": lambda v: f"grad {v:.3g}",
+}
+"""How the progress line writes metrics, by their names in MLflow; others stand there with their names."""
+
+
+def _progress_text(event: Mapping[str, Any], shown: Mapping[str, Any]) -> str:
     done, total = event["done"], event["total"]
     share = f" {100 * done / total:3.0f}%" if total else ""
-    shown = "  ".join(f"{key} {_number(value)}" for key, value in event["shown"].items())
-    amount = f"{done:g}/{total:g}" if total else f"{done:.0f}"
-    return f"{share} {amount} {event['unit']}  {shown}".strip()
+    parts = [
+        IN_SHORT[key](value) if key in IN_SHORT else f"{key} {_number(value)}"
+        for key, value in shown.items()
+    ]
+    unit, scale = ("MB", 1e6) if event["unit"] == "B" else (event["unit"], 1)
+    amount = f"{done / scale:.6g}/{total / scale:.6g}" if total else f"{done / scale:.0f}"
+    return f"{share} {amount} {unit}  {'  '.join(parts)}".strip()

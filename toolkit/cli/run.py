@@ -14,6 +14,7 @@ from toolkit.cli.options import job_options
 from toolkit.errors import UsageError
 
 if TYPE_CHECKING:
+    from toolkit.launch.chain import How
     from toolkit.prepare import Prepared
     from toolkit.survey import StepStatus
 
@@ -35,8 +36,17 @@ def running_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return job_options(command)
 
 
+profile_option = click.option(
+    "--profile-steps",
+    metavar="FIRST:LAST",
+    help="Record these optimizer steps, such as 10:13, with PyTorch's profiler; trace and table go "
+    "to the step's folder and MLflow.",
+)
+
+
 @click.command()
 @running_options
+@profile_option
 def run(recipe: Path, **options: Any) -> None:
     """Run a recipe from its data to its served models. What is done is not done again.
 
@@ -62,6 +72,7 @@ def _stage_command(stages: tuple[str, ...], what: str, example: str) -> click.Co
     )
     def command(recipe: Path, *, probe: bool = False, **options: Any) -> None:
         if probe:
+            _insist_on_one_way(options)
             run_probe(recipe, stages[0], **options)
         else:
             run_stages(recipe, stages, **options)
@@ -78,7 +89,7 @@ train = click.option(
     "--probe",
     is_flag=True,
     help="Only try out whether it fits: two steps on the worst batch, measured; keeps nothing.",
-)(_train)
+)(profile_option(_train))
 export = _stage_command(
     ("export",),
     "Run a recipe as far as the exported adapter and merged model.",
@@ -110,28 +121,34 @@ def run_stages(
     resume: bool,
     frozen: bool,
     only: bool = False,
+    profile_steps: str | None = None,
 ) -> None:
     """Prepare, run here or submit, and show how it went."""
+    from toolkit.launch.chain import How
     from toolkit.prepare import prepare
+    from toolkit.train.watch import window as profiling
     from toolkit.worker import raise_on_sigterm
 
     require_on(on, profile, detach=detach, dry_run=dry_run)
     raise_on_sigterm()
+    window = profiling.Window.parse(profile_steps) if profile_steps is not None else None
     prepared = prepare(recipe, overrides, on or profile, workspace)
     if stages:
         prepared = prepared.cut(stages)
     statuses = prepared.survey()
     if only:
         prepared.require_inputs(statuses, stages)
+    if window:
+        profiling.insist(window, prepared.loaded.recipe, statuses)
     prepared.require_environments(statuses)
     render.warn(prepared.warnings)
+    how = How(resume, frozen, window)
     if on:
         from toolkit.cli.submitting import run_on
 
-        how = {"detach": detach, "dry_run": dry_run, "as_json": as_json}
-        run_on(prepared, statuses, resume=resume, frozen=frozen, **how)
+        run_on(prepared, statuses, how, detach=detach, dry_run=dry_run, as_json=as_json)
     else:
-        _run_here(prepared, statuses, as_json=as_json, resume=resume, frozen=frozen)
+        _run_here(prepared, statuses, how, as_json=as_json)
 
 
 def require_on(on: str | None, profile: str | None, *, detach: bool, dry_run: bool) -> None:
@@ -149,9 +166,7 @@ def require_on(on: str | None, profile: str | None, *, detach: bool, dry_run: bo
         raise UsageError(f"{option} is for jobs", f"add --on NAME, such as --on local {option}")
 
 
-def _run_here(
-    prepared: Prepared, statuses: list[StepStatus], *, as_json: bool, resume: bool, frozen: bool
-) -> None:
+def _run_here(prepared: Prepared, statuses: list[StepStatus], how: How, *, as_json: bool) -> None:
     from toolkit import execute
 
     backend = prepared.profile.backend if prepared.profile else "local"
@@ -161,8 +176,21 @@ def _run_here(
             "submit them with --on instead of --profile",
         )
     progress = render.Progress()
-    outcome = execute.run_plan(prepared, statuses, progress.show, resume=resume, frozen=frozen)
+    outcome = execute.run_plan(prepared, statuses, progress.show, **vars(how))
     outcomes.report(outcome, prepared, as_json=as_json)
+
+
+def _insist_on_one_way(options: dict[str, Any]) -> None:
+    """A probe keeps nothing, so there would be no place for a trace.
+
+    Raises:
+        UsageError: Both are asked for.
+    """
+    if options.get("profile_steps") is not None:
+        raise UsageError(
+            "--probe keeps nothing, and --profile-steps would have nowhere to write",
+            "give one of them",
+        )
 
 
 def run_probe(

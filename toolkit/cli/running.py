@@ -67,7 +67,10 @@ class RunningServer:
         line.close(_shown(done))
         if as_json:
             render.as_json(done)
-        elif done["cut"]:
+            return
+        for name, text in done["proven"].items():
+            render.hint(f"{name}: {text}")
+        if done["cut"]:
             render.hint(f"{done['cut']} requests were still open on the old version")
 
     def _doing(self) -> str:

@@ -274,7 +274,7 @@ def _status(workspace: Workspace, as_json: bool) -> None:
         render.say(f"no server of {workspace.root} runs")
     else:
         rows = [_row(record, status) for record, status in found]
-        render.table(("server", "url", "ready", "models", "engine", "pid"), rows)
+        render.table(("server", "url", "ready", "models", "open requests", "engine", "pid"), rows)
         for record, status in found:
             if status:
                 columns = ("part", "state", "pid", "restarts", "url", "detail")
@@ -293,7 +293,8 @@ def _asked(record: ServerRecord) -> ServerStatus | None:
 
 def _row(record: ServerRecord, status: ServerStatus | None) -> tuple[Any, ...]:
     if status is None:
-        return (record.name, record.url, "does not answer", "", record.engine, record.pid)
+        return (record.name, record.url, "does not answer", "", None, record.engine, record.pid)
     ready = "yes" if status.ready else f"no: {status.reason}"
     models = ", ".join(status.models)
-    return (record.name, record.url, ready, models, record.engine, record.pid)
+    waiting = sum(status.in_flight.values())
+    return (record.name, record.url, ready, models, waiting, record.engine, record.pid)

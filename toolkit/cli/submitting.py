@@ -14,7 +14,7 @@ from toolkit.cli import outcome as outcomes
 from toolkit.cli import render
 
 if TYPE_CHECKING:
-    from toolkit.launch.chain import Draft
+    from toolkit.launch.chain import Draft, How
     from toolkit.prepare import Prepared
     from toolkit.survey import StepStatus
 
@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 def run_on(
     prepared: Prepared,
     statuses: Sequence[StepStatus],
+    how: How,
     *,
-    resume: bool,
-    frozen: bool,
     detach: bool,
     dry_run: bool,
     as_json: bool,
@@ -36,13 +35,13 @@ def run_on(
     from toolkit.launch.submit import submit
 
     if all(status.done for status in statuses):
-        outcome = execute.nothing_to_do(Course.of(prepared, frozen=frozen), statuses)
+        outcome = execute.nothing_to_do(Course.of(prepared, frozen=how.frozen), statuses)
         outcomes.report(outcome, prepared, as_json=as_json)
         return
     if dry_run:
-        _show_draft(draft(prepared, statuses, resume=resume, frozen=frozen), as_json=as_json)
+        _show_draft(draft(prepared, statuses, how), as_json=as_json)
         return
-    submitted = submit(prepared, statuses, resume=resume, frozen=frozen)
+    submitted = submit(prepared, statuses, how)
     jobs = submitted.folder.parent
     if not detach:
         _follow(submitted.id, jobs, prepared, as_json=as_json)

@@ -205,7 +205,7 @@ class Deployment:
         """Modules that adapters may change; ``None`` where that is not known, which has to mean all of them.
 
         One that comes later may change more than those that are there: all linear layers of a block, but not the
-        embedding and the head, whose adapters cost every request, the base's too.
+        embedding and the head, for which SGLang would run its kernels in every request, the base's too.
         """
         if self.serve.adapter_targets:
             return self.serve.adapter_targets

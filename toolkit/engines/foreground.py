@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from toolkit.engines.failures import last_lines
 from toolkit.engines.records import ServerRecord
 from toolkit.errors import EngineError, ToolkitError
 from toolkit.recipe.serve import ServeSection
+from toolkit.serving.events import EVENTS_FILE, last
 from toolkit.serving.state import ServerSpec
 from toolkit.stages import Input
 from toolkit.workspace import private_folder
@@ -27,6 +29,8 @@ from toolkit.workspace import private_folder
 OnEvent = Callable[[Mapping[str, Any]], None]
 PROGRAM = (sys.executable, "-m", "toolkit.serving")
 """What is started with the server's folder behind it."""
+CLOCK_S = 0.01
+"""Times of events are rounded."""
 END_S = 30.0
 """What a supervisor gets beyond the drain, before it is killed."""
 
@@ -85,6 +89,7 @@ def serve(
             _detach(process)
             return follower.record
         code = process.wait()
+    follower.read_the_end()
     records.remove(servers, spec.name)
     if follower.error:
         raise follower.error
@@ -105,6 +110,7 @@ class _Follower:
         self._on_event = on_event
         self._on_ready = on_ready
         self._place = _Place("", "")
+        self._began = time.time() - CLOCK_S
         self.record: ServerRecord | None = None
         self.error: ToolkitError | None = None
         self.stopped = False
@@ -113,17 +119,27 @@ class _Follower:
         """Until the supervisor ends; with ``detach``, until it is ready."""
         assert process.stdout is not None  # noqa: S101 - made by _started
         for line in process.stdout:
+            if not line.endswith(b"\n"):
+                return  # it was killed within a word
             event = json.loads(line)
-            self._take(event, process)
+            self._take(event, process.pid)
             if detach and event["event"] == "ready":
                 return
 
-    def _take(self, event: Mapping[str, Any], process: subprocess.Popen[bytes]) -> None:
+    def read_the_end(self) -> None:
+        """How it ended, from the file, where this process was stopped (Ctrl-Z) for so long that the pipe lost it."""
+        if self.error or self.stopped:
+            return
+        event = last(self._spec.place / EVENTS_FILE)
+        if event.get("time", 0) >= self._began and event["event"] in ("error", "stopped"):
+            self._take(event, 0)
+
+    def _take(self, event: Mapping[str, Any], pid: int) -> None:
         kind = event["event"]
         if kind == "listening":
             self._place = _Place(event["url"], event["control"])
         elif kind == "ready":
-            self.record = records.of(self._spec, self._place.url, self._place.control, process.pid)
+            self.record = records.of(self._spec, self._place.url, self._place.control, pid)
             self._on_ready(self.record)
         elif kind == "error":
             self.error = _error(event)

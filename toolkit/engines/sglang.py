@@ -25,7 +25,7 @@ class Sglang:
         ("starting engine", "Init torch distributed begin"),
         ("loading weights", "Load weight begin"),
         ("allocating KV cache", "KV Cache is allocated"),
-        ("capturing graphs", "Capture cuda graph begin"),
+        ("capturing graphs", "CUDA graph begin"),
         ("warming up", "Uvicorn running on"),
     )
 
@@ -50,7 +50,7 @@ class Sglang:
         argv += arguments(self.name, serve, deployment.draft)
         argv += _device(deployment)
         argv += _adapters(deployment)
-        return Command((*argv, *serve.extra_args), _variables(deployment))
+        return Command((*argv, *serve.extra_args), _variables(deployment), _defaults(deployment))
 
     def model_id(self, deployment: Deployment, adapter: str | None) -> str:
         """An adapter is asked for as ``base:adapter``."""
@@ -121,3 +121,8 @@ def _variables(deployment: Deployment) -> dict[str, str | None]:
         "PYTHONDONTWRITEBYTECODE": None,  # modules would be compiled anew in every start
     }
     return env | {"SGLANG_USE_CPU_ENGINE": "1"} if deployment.device == "cpu" else env
+
+
+def _defaults(deployment: Deployment) -> dict[str, str]:
+    """What it compiles at a first start is compiled on all cores: Marlin, for 4-bit weights, is one file of minutes."""
+    return {"NVCC_APPEND_FLAGS": "--split-compile=0"} if deployment.device == "cuda" else {}

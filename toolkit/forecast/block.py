@@ -143,13 +143,19 @@ def kept_fused(shape: ModelShape, rows: Rows, numbers: Numbers, keep: Keep) -> i
     """
     heads = shape.queries // shape.head_dim
     thin = sum(1 for name in shape.linears if has_adapter(name, numbers.targets)) * numbers.rank
-    elements = {"attention": shape.hidden + shape.queries + thin}
-    elements["but_mlp"] = elements["attention"] + shape.queries + 2 * shape.keys + shape.hidden
-    elements["products"] = elements["but_mlp"] + 2 * shape.intermediate
-    normed = 2 * shape.hidden + shape.queries + shape.keys
-    elements["everything"] = elements["products"] + normed + shape.intermediate
-    per_token = numbers.width * elements[keep] + FLOAT * heads
-    return rows.tokens * per_token
+    kept = fused_elements(shape.hidden, shape.intermediate, shape.queries, shape.keys, keep)
+    if keep != "nothing":
+        kept += thin
+    return rows.tokens * (numbers.width * kept + FLOAT * heads)
+
+
+def fused_elements(hidden: int, inner: int, queries: int, keys: int, keep: Keep) -> int:
+    """Elements per token that a block of the fast path keeps, without the thin products of its adapters."""
+    found = {"nothing": hidden, "attention": hidden + queries}
+    found["but_mlp"] = found["attention"] + queries + 2 * keys + hidden
+    found["products"] = found["but_mlp"] + 2 * inner
+    found["everything"] = found["products"] + 2 * hidden + queries + keys + inner
+    return found[keep]
 
 
 def has_adapter(name: str, targets: Iterable[str]) -> bool:

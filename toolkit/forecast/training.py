@@ -126,15 +126,28 @@ def weight_bytes(setup: Setup) -> float:
     return each * shape.linear_weights + scales + setup.width * shape.other_weights
 
 
+def held_bytes(setup: Setup) -> float:
+    """Weights, adapter, optimizer states and gradients, held whole: what must fit whatever the batch."""
+    trained = setup.trained_weights
+    adapter = FLOAT * setup.adapter_weights if setup.method != "full" else 0
+    return weight_bytes(setup) + adapter + (state_bytes(setup) + FLOAT) * trained
+
+
+def state_bytes(setup: Setup) -> float:
+    """Of the optimizer, for each trained weight."""
+    return STATE_8BIT_BYTES if setup.optimizer == "adamw_8bit" else STATE_BYTES
+
+
 def forecast(setup: Setup, gpu_bytes: int | None = None) -> Forecast:
     """What one GPU holds when most is alive."""
     ways = setup.gpus
     shared = SHARDED[setup.parallel] if ways > 1 else frozenset()
-    each = STATE_8BIT_BYTES if setup.optimizer == "adamw_8bit" else STATE_BYTES
     held = {
         "weights": weight_bytes(setup) / (ways if "weights" in shared else 1),
         "adapter": FLOAT * setup.adapter_weights if setup.method != "full" else 0,
-        "optimizer": each * setup.trained_weights / (ways if "optimizer" in shared else 1),
+        "optimizer": state_bytes(setup)
+        * setup.trained_weights
+        / (ways if "optimizer" in shared else 1),
     }
     if "weights" in shared:  # a block is gathered while the one before it still computes
         block = weight_bytes(setup) * setup.shape.block_weights / setup.shape.weights

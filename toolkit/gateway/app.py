@@ -13,6 +13,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from toolkit.gateway import refusals
 from toolkit.gateway.access import Admission
+from toolkit.gateway.callers import Callers
 from toolkit.gateway.exchange import Exchange, header_value, request_id
 from toolkit.gateway.generation import Generation, Parts, not_ready
 from toolkit.gateway.http import (
@@ -57,12 +58,15 @@ class Front:
         self._body_timeout_s = body_timeout_s
         self._document = json.dumps(document(settings.front)).encode()
         self._generate = Generation(settings.front, parts)
+        self._callers = Callers(settings.front)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         request = Request(scope, receive, body_timeout_s=self._body_timeout_s)
         exchange = Exchange(request.path, request_id(request.headers.get("x-request-id")))
         try:
+            if request.path not in OPEN:
+                self._callers.check(request.headers)
             if request.path in BODIES:
                 _expect(request, "POST")
                 await self._generate(request, exchange, send)

@@ -8,8 +8,9 @@ Kept are answers of complete (not streamed) requests with status 200:
 
 Everything else is asked anew, and so is a request with ``Cache-Control: no-cache`` or ``no-store``.
 
-A key is the hash of who asks, of the certificate and the weights that answer, and of the request without what does not
-change the answer. So no tenant sees another's answers, and a new adapter or template starts with an empty cache.
+A key is the hash of who asks, of what the certificate says decides an answer, of the weights that answer, and of the
+request without what does not change the answer. So no tenant sees another's answers, a new adapter or template starts
+with an empty cache, and servers of one model share theirs in Redis.
 A cache that does not work is a miss, never an error.
 """
 
@@ -83,7 +84,13 @@ def is_deterministic(path: str, body: Mapping[str, Any], headers: Mapping[str, s
 
 
 def certificate_digest(table: Table) -> str:
-    """What :func:`key_of` wants; worked out once for each table."""
+    """What :func:`key_of` wants; worked out once for each table.
+
+    What the certificate says decides an answer (``answers``), which servers of one model share; all of it where it does
+    not say.
+    """
+    if (answers := table.certificate.get("answers")) is not None:
+        return str(answers)
     return hashlib.sha256(json.dumps(table.certificate, sort_keys=True).encode()).hexdigest()
 
 

@@ -74,7 +74,10 @@ class KeySet:
         Raises:
             ValueError: It is none, or no key in it can verify a token.
         """
-        values = json.loads(text)
+        try:
+            values = json.loads(text)
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
         listed = values.get("keys") if isinstance(values, dict) else None
         if not isinstance(listed, list):
             raise ValueError("it has no list `keys`")
@@ -97,10 +100,13 @@ class KeySet:
 
 
 def _usable(entry: Mapping[str, Any]) -> dict[str, jwt.PyJWK]:
-    """The key once for each algorithm it may verify."""
-    if entry.get("use", "sig") != "sig" or "verify" not in entry.get("key_ops", ["verify"]):
+    """The key once for each algorithm it may verify; a field of a type that it should not have leaves a key out."""
+    use, uses, curve = entry.get("use"), entry.get("key_ops"), entry.get("crv")
+    if use not in (None, "sig") or not isinstance(curve, str | None):
         return {}
-    fitting = ALGORITHMS.get((str(entry.get("kty")), entry.get("crv")), ())
+    if uses is not None and not (isinstance(uses, list) and "verify" in uses):
+        return {}
+    fitting = ALGORITHMS.get((str(entry.get("kty")), curve), ())
     stated = entry.get("alg")
     public = {name: entry[name] for name in PUBLIC if name in entry}
     try:

@@ -51,6 +51,7 @@ FRONT_SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.25, 1, 10, 6
 CODES = frozenset(
     {"auth_unavailable", "client_gone", "context_length_exceeded", "engine_broken", "engine_died",
      "engine_error", "engine_overloaded", "engine_refused", "engine_timeout", "engine_unavailable",
+     "host_not_allowed", "origin_not_allowed",
      "integer_above_max_value", "array_above_max_length", "invalid_api_key", "invalid_type", "invalid_value",
      "method_not_allowed", "missing_required_parameter", "model_not_found", "not_allowed", "not_found",
      "not_ready", "not_supported", "overloaded", "rate_limit_exceeded", "request_timeout", "request_too_large",

@@ -105,7 +105,9 @@ def _get(path: str) -> dict[str, Any]:
         "summary": SUMMARIES[path],
         "responses": {
             "200": {"description": "The answer", "content": {kind: {"schema": schema}}},
-            **{status: _refused(REFUSALS[status]) for status in ("401", "404", "429", "503")},
+            **{
+                status: _refused(REFUSALS[status]) for status in ("401", "403", "404", "429", "503")
+            },
         },
     }
     if path.endswith("{model}"):

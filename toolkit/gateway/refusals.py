@@ -50,6 +50,32 @@ def no_metrics() -> ApiError:
     )
 
 
+def unknown_host(host: str) -> ApiError:
+    """The name in ``Host`` is not this server's; see ``callers.py``."""
+    return ApiError(
+        403,
+        f"This server does not answer to the name {_shown(host)}. Ask it as localhost or 127.0.0.1, or name the host "
+        "in serve.front.allow.hosts: without keys it answers to the names of its own machine alone.",
+        type="invalid_request_error",
+        code="host_not_allowed",
+    )
+
+
+def unknown_origin(origin: str) -> ApiError:
+    """A web page asks that is not of this machine."""
+    return ApiError(
+        403,
+        f"Web pages of {_shown(origin)} may not ask this server. Name the origin in serve.front.allow.origins: "
+        "without keys it answers to pages of its own machine alone.",
+        type="invalid_request_error",
+        code="origin_not_allowed",
+    )
+
+
+def _shown(name: str) -> str:
+    return repr(name if len(name) <= 80 else f"{name[:80]}...")
+
+
 def cannot_check(what: str) -> ApiError:
     """Whether the key is good cannot be told now; the client may keep it and ask again."""
     return ApiError(

@@ -167,6 +167,11 @@ def resolve(recipe: Recipe, subject: str | None, folder: Path, places: Places) -
             "the recipe serves with sglang, but KServe's, Ray's and the production stack's LLM servers are vLLM",
             "hand over with --set serve.engine=vllm, after proving it with that engine here",
         )
+    if serve.engines:
+        raise UsageError(
+            f"serve.engines names {serve.engines[0]}, and a cluster's router knows its own engines only",
+            "hand over with --set 'serve.engines=[]' and the number of them in serve.replicas",
+        )
     chosen = subject or recipe.served[0]
     if chosen not in recipe.served:
         raise UsageError(

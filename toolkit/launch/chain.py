@@ -28,6 +28,7 @@ from toolkit.prepare import Prepared
 from toolkit.survey import StepStatus
 from toolkit.tracking import Store, resolve
 from toolkit.tracking.store import without_password
+from toolkit.train.watch.window import Window
 from toolkit.worker import StepSpec
 
 LONGEST_ID = 52
@@ -39,6 +40,21 @@ CARRIED = (
     *("UV_DEFAULT_INDEX", "UV_INDEX", "UV_FIND_LINKS", "PIP_INDEX_URL", "PIP_FIND_LINKS"),
 )
 """Variables of the submitter that jobs get, unless they hold a password."""
+
+
+@dataclass(frozen=True)
+class How:
+    """How a plan is run.
+
+    Attributes:
+        resume: Whether a step goes on from checkpoints that are there; later attempts of a job always do.
+        frozen: Whether a run that differs from ``toolkit.lock`` is refused.
+        profile_steps: Optimizer steps that PyTorch's profiler records.
+    """
+
+    resume: bool = True
+    frozen: bool = False
+    profile_steps: Window | None = None
 
 
 @dataclass(frozen=True)
@@ -66,21 +82,17 @@ class Draft:
             yield job, backend.render(job, {name: f"<id of {name}>" for name in job.after})
 
 
-def draft(
-    prepared: Prepared, statuses: Sequence[StepStatus], *, resume: bool, frozen: bool
-) -> Draft:
-    """The chain that a plan would be; nothing is written but for what the id depends on, nothing is read.
+def draft(prepared: Prepared, statuses: Sequence[StepStatus], how: How) -> Draft:
+    """The chain that a plan would be; nothing is written.
 
     Args:
         prepared: The plan, with its profile.
         statuses: What of it is done.
-        resume: Whether a step's first attempt goes on from checkpoints that are there.
-        frozen: Whether a run that differs from ``toolkit.lock`` is refused.
+        how: How to run it.
     """
     profile = prepared.profile or Profile(name="local")
     code, todo = snapshot.code_digest(), [s.step for s in statuses if not s.done]
-    how = {"code": code, "resume": resume, "frozen": frozen}
-    content = _content(prepared, profile, how, statuses)
+    content = _content(prepared, profile, {"code": code, **vars(how)}, statuses)
     chain = _next_id(prepared.plan.recipe.name, content, prepared.workspace.jobs)
     folder = prepared.workspace.jobs / chain
     store = resolve(prepared.loaded.recipe.tracking.uri, prepared.workspace)
@@ -104,14 +116,17 @@ def draft(
         )
         for number, step in enumerate(todo)
     )
-    specs = (step_spec(prepared, step, store, None, resume=resume) for step in todo)
+    specs = (
+        step_spec(prepared, step, store, None, resume=how.resume, profile_steps=how.profile_steps)
+        for step in todo
+    )
     steps = tuple(replace(spec, key=name) for spec, name in zip(specs, ids, strict=True))
     record = _record(prepared, profile, store) | {
         "id": chain,
         "content": content,
         "jobs": {job.id: job.step for job in jobs},
         "code": code,
-        "course": Course.of(prepared, frozen=frozen).described(),
+        "course": Course.of(prepared, frozen=how.frozen).described(),
     }
     return Draft(chain, prepared, profile, folder, jobs, steps, record)
 

@@ -23,7 +23,7 @@ from dbos import DBOS, DBOSConfig, Queue, SetWorkflowID
 from toolkit.digests import of_json
 from toolkit.errors import ToolkitError
 from toolkit.launch import keeping, report, retries
-from toolkit.launch.backend import BACKENDS, backend_of
+from toolkit.launch.backend import backend_of
 from toolkit.launch.folder import JobFolder, read
 from toolkit.launch.holding import hold, let_go
 from toolkit.launch.local.places import Places
@@ -118,9 +118,8 @@ class Keeper:
             time.sleep(LOOK_S)
 
     def _is_ours(self, chain: Mapping[str, Any]) -> bool:
-        here = chain["backend"] != "local" or chain["host"] == self._folder.name
         settled = (self._jobs / chain["id"] / "settled.json").exists()
-        return here and not settled and not BACKENDS[chain["backend"]].ordered
+        return report.needs_keeper(chain) and not settled
 
     def _advance(self, name: str) -> None:
         """Enqueue the jobs of a chain whose turn has come; end it when all are over."""

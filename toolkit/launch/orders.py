@@ -107,17 +107,18 @@ def cancel(
 def _order_end(jobs: Path, chain: Mapping[str, Any], names: Sequence[str]) -> None:
     """First the word on disk, which the shim and the keeper read; then the engine."""
     order = {"at": time.time(), "by": getpass.getuser()}
-    engine_ids = []
+    engine_ids, ordered = [], False
     for one in look(jobs, [chain]):
         if one.id not in names or one.state.ended:
             continue
         folder = JobFolder(Path(one.folder))
         if folder.cancelled is None:
             folder.write("cancelled.json", order)
+            ordered = True
         engine_ids += [one.engine_id] if one.engine_id else []
     if engine_ids:
         backend_of(chain["backend"], chain["options"], jobs).cancel(engine_ids)
-    if chain["backend"] == "local":
+    if ordered and report.needs_keeper(chain):
         keeping.ask(jobs / chain["id"])
 
 

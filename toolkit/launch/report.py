@@ -94,9 +94,7 @@ def is_over(folder: Path) -> bool:
 
 def needs_keeper(chain: Mapping[str, Any]) -> bool:
     """Whether a keeper on this machine has to look after a chain."""
-    if BACKENDS[chain["backend"]].ordered:
-        return False
-    return chain["backend"] != "local" or bool(chain["host"] == causes.host())
+    return not BACKENDS[chain["backend"]].ordered and bool(chain["host"] == causes.host())
 
 
 def state_of(reports: Iterable[JobReport]) -> State:

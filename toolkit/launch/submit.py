@@ -12,7 +12,7 @@ from pathlib import Path
 
 from toolkit import tracking
 from toolkit.launch import limits, snapshot
-from toolkit.launch.chain import Draft, draft
+from toolkit.launch.chain import Draft, How, draft
 from toolkit.launch.folder import write
 from toolkit.launch.handing import hand_over
 from toolkit.prepare import Prepared
@@ -36,9 +36,7 @@ class Submitted:
         return self.folder.name
 
 
-def submit(
-    prepared: Prepared, statuses: Sequence[StepStatus], *, resume: bool, frozen: bool
-) -> Submitted:
+def submit(prepared: Prepared, statuses: Sequence[StepStatus], how: How) -> Submitted:
     """Submit what is not done of a plan, or go on with the submission of the same that was cut off.
 
     Raises:
@@ -49,7 +47,7 @@ def submit(
     """
     jobs = private_folder(prepared.workspace.jobs)
     with _alone(jobs / "submit.lock"):
-        made = draft(prepared, statuses, resume=resume, frozen=frozen)
+        made = draft(prepared, statuses, how)
         before = (made.folder / "chain.json").exists()
         if not before:
             limits.check(made)

@@ -179,7 +179,7 @@ ADAPTERS: tuple[tuple[str, str, str], ...] = (
     (
         "vllm",
         "lora/layers/base_linear.py: the layer's own quant_method computes, and LoRA's product is added to it",
-        "W4A16 on vllm 0.32.0 cpu equal to the same weights unpacked (`tests/integration`); W4A16 on an H200 for speed",
+        "compressed-tensors, GPTQ, AWQ on vllm 0.32.0 cpu: equal to the weights unpacked; W4A16 on an H200, for speed",
     ),
     ("sglang", "srt/lora/layers.py: base_layer.quant_method.apply, then the adapter's product", ""),
 )

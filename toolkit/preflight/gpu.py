@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 _TIMEOUT_S = 3.0
-_QUERY = "index,uuid,name,compute_cap,memory.total,memory.used"
+_QUERY = "index,uuid,name,mig.mode.current,compute_cap,memory.total,memory.used"
+_MOST_PARTS = 7
+"""MIG devices that one GPU can be cut into: how many there are, and how large, is read when an engine starts."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class GpuFacts:
     Attributes:
         name: As the driver names it.
         capability: Compute capability: 8.0 Ampere, 8.9 Ada, 9.0 Hopper, 10.0 and 12.0 Blackwell.
-        memory_bytes: All of it.
+        memory_bytes: All of it; ``None`` for one that is cut into MIG devices.
         used_bytes: What other processes hold now.
         count: GPUs that programs see.
     """
@@ -49,7 +51,7 @@ def ask_driver() -> GpuFacts | None:
 
 
 def parse(text: str, environ: Mapping[str, str] | None = None) -> GpuFacts | None:
-    """Lines of ``index, uuid, name, capability, MiB in all, MiB used``; the GPU with most memory in use speaks for all.
+    """Lines as :data:`_QUERY` asks for; the GPU with most memory in use speaks for all.
 
     Args:
         text: What the driver said of every GPU of the machine.
@@ -60,20 +62,28 @@ def parse(text: str, environ: Mapping[str, str] | None = None) -> GpuFacts | Non
         rows = [_row(line) for line in text.strip().splitlines()]
     except ValueError:  # a driver that writes [N/A]
         return None
-    found = [gpu for index, uuid, gpu in rows if given is None or _named(given, index, uuid)]
+    seen = [replace(gpu, count=_seen(given, index, uuid, gpu)) for index, uuid, gpu in rows]
+    found = [gpu for gpu in seen if gpu.count]
     if not found:
         return None
     fullest = max(found, key=lambda gpu: gpu.used_bytes)
-    return replace(fullest, count=len(found))
+    return replace(fullest, count=sum(gpu.count for gpu in found))
 
 
-def _named(given: str, index: str, uuid: str) -> bool:
-    """Whether ``CUDA_VISIBLE_DEVICES`` names this GPU; the start of a uuid is enough."""
+def _seen(given: str | None, index: str, uuid: str, gpu: GpuFacts) -> int:
+    """How often ``CUDA_VISIBLE_DEVICES`` names this GPU or parts of it; the start of a uuid is enough."""
+    if given is None:
+        return gpu.count
     names = [name.strip() for name in given.split(",")]
-    return index in names or any(len(name) > 4 and uuid.startswith(name) for name in names)
+    parts = sum(name.startswith("MIG-") for name in names) if gpu.count > 1 else 0
+    if parts:  # of which GPU they are is not said here
+        return parts
+    return int(index in names or any(len(name) > 4 and uuid.startswith(name) for name in names))
 
 
 def _row(line: str) -> tuple[str, str, GpuFacts]:
     index, uuid, rest = (part.strip() for part in line.split(",", 2))
-    name, capability, total, used = (part.strip() for part in rest.rsplit(",", 3))
+    name, mode, capability, total, used = (part.strip() for part in rest.rsplit(",", 4))
+    if mode == "Enabled":
+        return index, uuid, GpuFacts(name, float(capability), count=_MOST_PARTS)
     return index, uuid, GpuFacts(name, float(capability), int(total) * 2**20, int(used) * 2**20)

@@ -29,4 +29,23 @@ def shared_state(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
         )
 
 
-RULES = (shared_state,)
+@rule(
+    "train.parallel_objective",
+    "preferences and rewards are trained data parallel",
+    "train/trainer.py: TRL's trainers over Accelerate, tested with DDP",
+    "set train.parallel: auto or ddp",
+)
+def whole_objectives(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
+    """Every process holds the model."""
+    train = recipe.train
+    if train is None or train.objective == "sft" or facts.ranks == 1:
+        return
+    if train.parallel not in ("auto", "ddp"):
+        yield refuse(
+            f"train.objective is {train.objective!r} and train.parallel {train.parallel!r}: this objective trains "
+            "with ddp alone",
+            "set train.parallel: ddp, with train.method: qlora or a smaller base if it does not fit",
+        )
+
+
+RULES = (shared_state, whole_objectives)

@@ -16,6 +16,8 @@ from toolkit.recipe.recipe import ON
 
 GROUP_SIZES = (128, 64, 32)
 GROUPED = ("gptq", "awq")
+SIXTEEN_BITS = ("gptq", "awq", "fp8")
+"""Methods of a base beside which vLLM computes in 16 bits only."""
 AGAIN = "quantize the full-precision model with a recipe: method gptq or awq"
 
 
@@ -151,6 +153,12 @@ def base_loads(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
     if layout.format is None:
         yield from _unknown(facts, layout)
         return
+    if facts.engine == "vllm" and layout.method in SIXTEEN_BITS and recipe.serve.dtype == "fp32":
+        yield refuse(
+            f"model: serve.dtype is fp32, and vLLM serves {layout.method} weights in fp16 and bf16 only",
+            "set serve.dtype: bf16",
+            "vllm, layers/quantization/auto_gptq.py, auto_awq.py, fp8.py: get_supported_act_dtypes",
+        )
     for limit, message in broken(facts.engine, facts.accelerator, facts.engine_version, layout):
         yield (warn if limit.is_slow else refuse)(f"model: {message}", limit.fix, limit.source)
     row = support(

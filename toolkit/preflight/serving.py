@@ -96,6 +96,22 @@ def _is_plain_http(url: str) -> bool:
 
 
 @rule(
+    "serve.engines",
+    "engines of other hosts are reached over a network that is yours",
+    "vLLM and SGLang ask nobody who he is on /tokenize and /metrics; vllm-router sends them no key",
+    "use a network that this host alone reaches, or an SSH tunnel to a port on loopback",
+)
+def engines(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
+    """Prompts, answers and orders to load adapters go to them as they are."""
+    for url in recipe.serve.engines if recipe.serve else ():
+        if _is_plain_http(url):
+            yield warn(
+                f"serve.engines: {url} is reached without encryption, and whoever reaches it needs no key",
+                "use a network that this host alone reaches, or an SSH tunnel to a port on loopback",
+            )
+
+
+@rule(
     "serve.replicas",
     "every replica has GPUs of its own",
     "nvidia-smi; vLLM and SGLang take whole GPUs",
@@ -280,6 +296,7 @@ def _has_adapters(recipe: Recipe) -> bool:
 
 
 RULES = (
+    engines,
     engine,
     loopback,
     front,

@@ -162,6 +162,20 @@ class AdapterProof:
     rows: tuple[Mapping[str, Any], ...] = ()
 
     @property
+    def told(self) -> str:
+        """In a line for people: what was shown, and what nobody could check."""
+        chats = f"parity of {self.parity.conversations} conversations" if self.parity else None
+        agreed = self.agreement
+        parts = (
+            chats or "parity not checked: neither it nor its base brings conversations",
+            f"effect {self.effect_mean:.3g} nats a token",
+            f"agreement with the training side {agreed.mean:.2g} nats (bound {agreed.tolerance:g})"
+            if agreed
+            else "agreement with the training side NOT CHECKED: it brings no stored logprobs",
+        )
+        return "; ".join(parts)
+
+    @property
     def kl_to_trained(self) -> float | None:
         """KL divergence (nats per token) of what is served from what was trained; None where nothing is stored."""
         return self.agreement.kl if self.agreement else None

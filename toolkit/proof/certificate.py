@@ -24,6 +24,7 @@ def certificate(
     name: str,
     phases: Mapping[str, float] | None = None,
     fingerprints: Mapping[str, str] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Put the proofs of a server's replicas (at least one) into a certificate.
 
@@ -32,10 +33,12 @@ def certificate(
         name: The server's name.
         phases: Seconds of each phase of start-up.
         fingerprints: Of the artifacts that are served, by role (``model``, ``adapter``).
+        options: What else decides an answer: how the engine was started.
 
     Returns:
-        ``schema``; ``id``, the sha256 of ``subject``; ``subject``, which is equal whenever the same weights, template,
-        tokenizer, engine and versions are proven in the same way; ``time`` (UTC); ``name``; ``proofs``, one entry per
+        ``schema``; ``id``, the sha256 of ``subject``; ``answers``, a sha256 that servers share whose base answers a
+        request alike; ``subject``, which is equal whenever the same weights, template, tokenizer, engine and
+        versions are proven in the same way; ``time`` (UTC); ``name``; ``proofs``, one entry per
         replica; ``phases`` (seconds); ``machine``.
     """
     first = proofs[0]
@@ -43,6 +46,7 @@ def certificate(
     return {
         "schema": SCHEMA,
         "id": digests.of_json(subject),
+        "answers": digests.of_json(_answering(first, options or {})),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "name": name,
         "subject": subject,
@@ -99,6 +103,24 @@ def _subject(proof: EngineProof, fingerprints: Mapping[str, str]) -> dict[str, A
         "training_side": dict(stored.versions) if stored else None,
         "fingerprints": dict(sorted(fingerprints.items())),
         "toolkit": {"version": __version__, "commit": commit()},
+    }
+
+
+def _answering(proof: EngineProof, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the base's answer to a request, wherever and under whatever name it is served.
+
+    Adapters are not in it: a request names its own, by the digest of its folder.
+    """
+    defaults = proof.target.folder / "generation_config.json"
+    return {
+        "model": dict(proof.base.digests),
+        "defaults": digests.of_file(defaults) if defaults.is_file() else None,
+        "engine": [proof.target.engine, proof.version],
+        "max_length": proof.target.max_length,
+        "dtype": proof.target.dtype,
+        "device": proof.target.device,
+        "options": dict(options),
+        "toolkit": __version__,
     }
 
 

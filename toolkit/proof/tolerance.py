@@ -64,10 +64,12 @@ ACROSS: Mapping[str, Tolerance] = {
     "int8": Tolerance(0.5, False),
     "int4": Tolerance(1.5, True),
 }
-"""Beside the forward of other weights: an adapter whose base was quantized after training, or was NF4 in training."""
+"""Beside the forward of other weights: an adapter whose base was quantized after training, or was rounded for it."""
 ORDER = tuple(BY_PRECISION)
 _DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 _BITS = {4: "int4", 8: "int8"}
+TRAINED = {"nf4": "int4", "fp8": "fp8"}
+"""Precision of a base that was rounded for training."""
 
 
 def bound(target: ProofTarget, reference: Reference, base: str | None = None) -> tuple[float, str]:
@@ -80,7 +82,7 @@ def bound(target: ProofTarget, reference: Reference, base: str | None = None) ->
     """
     precision = precision_of(target, reference)
     other = base is not None and base != reference.digests.get("base")
-    across = (other or reference.trained_on == "nf4") and precision in ACROSS
+    across = (other or reference.trained_on in TRAINED) and precision in ACROSS
     found = ACROSS[precision] if across else BY_PRECISION[precision]
     named = f"{precision} base" if across else precision
     rounded = STORED.get(reference.precision, found)
@@ -96,7 +98,7 @@ def noise_bound(target: ProofTarget) -> float:
 def precision_of(target: ProofTarget, reference: Reference) -> str:
     """The coarsest of what the engine computes with, what was trained on, and what the training side computed with."""
     served = served_precision(target.folder, target.dtype)
-    trained = "int4" if reference.trained_on == "nf4" else "fp32"
+    trained = TRAINED.get(str(reference.trained_on), "fp32")
     stored = reference.precision if reference.precision in ORDER else "fp32"
     return max(served, trained, stored, key=ORDER.index)
 

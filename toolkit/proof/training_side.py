@@ -72,6 +72,7 @@ def of_adapter(
     from peft import PeftModel
 
     from toolkit.evaluation.loading import release
+    from toolkit.models.fp8 import round_layers
     from toolkit.proof.faults import faults
     from toolkit.train.model import Numerics, load_base
 
@@ -81,6 +82,8 @@ def of_adapter(
     precision: Precision = "fp32" if exact else facts.get("precision", "bf16")
     numerics = Numerics(precision, trained_on == "nf4")
     model = load_base(base, numerics, device, trust_remote_code=trust_remote_code)
+    if trained_on == "fp8":
+        round_layers(model, facts["targets"])
     recorder.score("beside", model)
     adapted = PeftModel.from_pretrained(model, str(output))
     recorder.score("model", adapted)

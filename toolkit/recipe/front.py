@@ -5,11 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from toolkit.recipe.base import Count, Section
 
 Positive = Annotated[float, Field(gt=0)]
+
+
+def _host(text: str) -> str:
+    if not text or set(text) & set("/:@ "):
+        raise ValueError(f"{text!r} is not a name: write llm.example.com, without scheme and port")
+    return text
+
+
+def _origin(text: str) -> str:
+    scheme, _, rest = text.partition("://")
+    if text != "*" and (scheme not in ("http", "https") or not rest or "/" in rest.rstrip("/")):
+        raise ValueError(f"{text!r} is not an origin: write https://app.example.com")
+    return text
+
+
+Host = Annotated[str, AfterValidator(_host)]
+Origin = Annotated[str, AfterValidator(_origin)]
 
 
 class JwtSection(Section):
@@ -53,19 +70,25 @@ class LimitsSection(Section):
 
 
 class AllowSection(Section):
-    """What requests may bring that could make the server do something else than the recipe says."""
+    """What requests may bring that could make the server do something else than the recipe says, and whence."""
 
     chat_template: bool = False
     """A request may bring its own chat template."""
     remote_media: bool = False
     """A request may name media by URL, which the engine then fetches; `data:` URLs are always allowed."""
+    hosts: tuple[Host, ...] = ()
+    """Names (without port) that clients may use for this server beside loopback's, such as that of a proxy before it;
+    `*` is any. Checked where the front asks for no key, and where names are given."""
+    origins: tuple[Origin, ...] = ()
+    """Web pages that may ask (`https://app.example.com`) beside those of this machine; `*` is any. Checked like
+    `hosts`; a request without `Origin` does not come from a page."""
 
 
 class CacheSection(Section):
-    """Answers kept for deterministic requests (`temperature: 0`, or a `seed`), by tenant and certificate."""
+    """Answers kept for deterministic requests (`temperature: 0`, or a `seed`), by tenant and by what decides them."""
 
     kind: Literal["memory", "redis"] = "memory"
-    """In the front's memory, or in a Redis server."""
+    """In the front's memory, or in a Redis server, where servers of one model share them."""
     url_env: str | None = None
     """Environment variable with the Redis URL."""
     max_mib: Positive = 64

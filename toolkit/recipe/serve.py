@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from toolkit.recipe.adapters import AdapterSection
 from toolkit.recipe.base import Count, Name, Section
@@ -13,6 +14,16 @@ from toolkit.recipe.proof import ProofSection
 
 NonNegative = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
+
+
+def _engine_url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/"):
+        raise ValueError(f"{text!r} is not the address of an engine: write http://10.0.0.2:8000")
+    return text
+
+
+EngineUrl = Annotated[str, AfterValidator(_engine_url)]
 
 
 class SpeculativeSection(Section):
@@ -71,9 +82,9 @@ class ServeSection(Section):
     """Largest rank that an adapter may have, also one that comes later; the largest of those that are there
     unless given."""
     adapter_targets: tuple[str, ...] = ()
-    """Modules that adapters may change, also those that come later, such as `[q_proj, v_proj]`; fewer make every
-    request faster. Unless given: what the adapters that are there change, and with `live_adapters` all linear layers
-    of a block (SGLang), or whatever an adapter brings (vLLM)."""
+    """Modules that adapters may change, also those that come later, such as `[q_proj, v_proj]`. Unless given: what
+    the adapters that are there change, and with `live_adapters` all linear layers of a block (SGLang), or whatever an
+    adapter brings (vLLM)."""
     watch_s: Count | None = None
     """Look every so many seconds whether an alias of `serve.adapters` moved, and follow it; `toolkit serve --watch`
     is 15."""
@@ -129,6 +140,9 @@ class ServeSection(Section):
     """Seconds until the engine must be healthy."""
     replicas: Count = 1
     """Engines that serve the same models; with more than one a router stands before them, each on GPUs of its own."""
+    engines: tuple[EngineUrl, ...] = ()
+    """Engines that somebody else runs already, here or on other hosts (`http://10.0.0.2:8000`), with this model under
+    this name: proven like replicas, balanced with them, given adapters by folders that they see too, never ended."""
     drain_s: Count = 30
     """Seconds that open requests get to finish when the server is told to stop."""
     front: FrontSection = FrontSection()
@@ -139,6 +153,11 @@ class ServeSection(Section):
     """Arguments passed to the engine as they are."""
     questions: tuple[str, ...] = ()
     """Asked over the OpenAI API when `toolkit run` reaches this stage; two held-out rows unless given."""
+
+    @property
+    def needs_router(self) -> bool:
+        """Whether several engines stand side by side."""
+        return self.replicas + len(self.engines) > 1
 
     @property
     def draft(self) -> str | None:

@@ -118,7 +118,7 @@ class TrainSection(Section):
     gradient_checkpointing: Literal["auto"] | bool = "auto"
     """Compute activations again. `auto`: fast path: as much as memory asks; else: all on a GPU, none on a CPU."""
     on_oom: Literal["stop", "halve_batch"] = "stop"
-    """When GPU memory runs out: `stop` and say what took it, or repeat the step with micro-batches half as large."""
+    """When GPU memory runs out: `stop` and say what took it, or (`sft`) repeat the step with half the micro-batch."""
     log_every: Count = 1
     """Steps between two logged losses."""
     evaluate_every: Count | None = None
@@ -163,10 +163,24 @@ class TrainSection(Section):
         return self
 
     @model_validator(mode="after")
+    def _halving_is_ours(self) -> Self:
+        if self.on_oom == "halve_batch" and self.objective != "sft":
+            raise ValueError(
+                f"on_oom halve_batch is for objective sft, and objective is {self.objective!r}: its loss depends on "
+                "which rows share a pass; take a smaller batch_size and more gradient_accumulation"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _fp8_is_a_frozen_base(self) -> Self:
         if self.base_precision == "fp8" and self.method != "lora":
             raise ValueError(
                 f"base_precision fp8 is for method lora, and method is {self.method!r}"
+            )
+        if self.base_precision == "fp8" and self.lora.dora:
+            raise ValueError(
+                "base_precision is 'fp8', but lora.dora is true: DoRA scales whole rows of weights that are FP8 codes "
+                "there; take dora: false, or base_precision: auto"
             )
         if self.base_precision == "fp8" and self.lora.is_pissa:
             raise ValueError(

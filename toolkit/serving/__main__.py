@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 
 from toolkit.errors import EngineError, ToolkitError
-from toolkit.serving.events import Events
+from toolkit.serving.events import EVENTS_FILE, Events
 from toolkit.serving.state import ServerSpec
 from toolkit.serving.supervisor import Supervisor
 
@@ -22,7 +22,14 @@ def main(argv: list[str]) -> int:
     """Run the supervisor; return the exit code."""
     os.umask(0o077)  # records, logs and tables are for their owner alone
     folder = Path(argv[0])
-    events = Events(folder / "events.jsonl", sys.stdout)
+    events = Events(folder / EVENTS_FILE, sys.stdout)
+    try:
+        return _supervise(folder, events)
+    finally:
+        events.close()
+
+
+def _supervise(folder: Path, events: Events) -> int:
     try:
         spec = ServerSpec.read(folder)
         lock = _alone(folder, spec.name)

@@ -25,6 +25,7 @@ from toolkit.serving import orders
 from toolkit.serving.desired import STABLE, Desired, Memory, ensure_unchanged
 from toolkit.serving.fleet import Fleet
 from toolkit.serving.loading import Engines
+from toolkit.serving.proofs import told
 from toolkit.serving.room import Room
 from toolkit.serving.state import AdapterSpec, Endpoint
 from toolkit.serving.watch import Watcher
@@ -44,12 +45,14 @@ class Change:
         unloaded: Those that went.
         seconds: By phase: ``load``, ``route``, ``drain``.
         cut: Requests that were still open on the old version when their time was over.
+        proven: What was shown of those that are new, in words; also what was not checked.
     """
 
     loaded: tuple[str, ...] = ()
     unloaded: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     cut: int = 0
+    proven: dict[str, str] = field(default_factory=dict)
 
 
 class AdapterSet:
@@ -215,7 +218,7 @@ class AdapterSet:
             if not endpoints:
                 raise EngineError("no replica is ready", "see `toolkit serve --status`; try again")
             try:
-                self._engines.bring_all(endpoints, new)
+                change.proven = told(self._engines.bring_all(endpoints, new))
                 change.seconds["load"] = _since(began)
                 began = time.monotonic()
                 self._memory.keep(self._recipe, after)

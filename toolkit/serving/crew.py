@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,11 +13,14 @@ from toolkit.gateway.settings import GatewaySettings
 from toolkit.gateway.table import Table
 from toolkit.serving import gpus
 from toolkit.serving.front import Front
+from toolkit.serving.joined import Joined
 from toolkit.serving.parts import Part
-from toolkit.serving.replicas import Fleet, Replica
+from toolkit.serving.replicas import Fleet, Proving, Replica
 from toolkit.serving.router import Router
 from toolkit.serving.state import PartState, ServerSpec
 
+FAREWELL_S = 1.0
+"""What the front may take to hear that its time is over."""
 JOIN_S = 30.0
 """What a part may take to end; then this process ends, and the guards do the rest."""
 
@@ -27,6 +31,7 @@ class Crew:
 
     spec: ServerSpec
     replicas: list[Replica] = field(default_factory=list)
+    joined: list[Joined] = field(default_factory=list)
     router: Router | None = None
     _front: Front | None = None
 
@@ -50,16 +55,22 @@ class Crew:
         for index in range(section.replicas):
             port = held.enter_context(ports.held(0))
             self.replicas.append(Replica(owner, self.spec, index, port, devices=devices[index]))
-        if section.replicas > 1:
+        for index, url in enumerate(section.engines, section.replicas):
+            self.joined.append(Joined(owner, self.spec, index, url))
+        if section.needs_router:
             pair = (held.enter_context(ports.held(0)), held.enter_context(ports.held(0)))
             self.router = self._make_router(owner, pair)
 
     def end(self) -> None:
-        """Stop every part and wait for it."""
-        for part in self.parts:
-            part.stop()
-        for part in self.parts:
-            part.join(JOIN_S)
+        """Stop every part and wait for it: the front first.
+
+        So a request that is still open hears from the front that the server stops, and none is cut off by its engine.
+        """
+        if self._front:
+            with contextlib.suppress(EngineError):  # it drained and is gone, or hangs
+                self._front.drain(0.0, timeout_s=FAREWELL_S)
+            _end([self._front])
+        _end([part for part in (*self.engines, self.router) if part])
 
     @property
     def front(self) -> Front:
@@ -75,7 +86,12 @@ class Crew:
     @property
     def parts(self) -> list[Part]:
         """The front first."""
-        return [part for part in (self._front, *self.replicas, self.router) if part]
+        return [part for part in (self._front, *self.engines, self.router) if part]
+
+    @property
+    def engines(self) -> list[Proving]:
+        """Those that it starts, and those that joined."""
+        return [*self.replicas, *self.joined]
 
     @property
     def url(self) -> str | None:
@@ -85,6 +101,13 @@ class Crew:
     def states(self) -> tuple[PartState, ...]:
         """Of every part."""
         return tuple(part.state for part in self.parts)
+
+    def in_flight(self) -> Mapping[str, int]:
+        """Open requests by the engine's name of what answers; empty while the front does not say."""
+        try:
+            return dict(self.front.status().get("in_flight", {}))
+        except EngineError:
+            return {}
 
     def _devices(self) -> list[tuple[gpus.Gpu, ...]]:
         section = self.spec.section
@@ -110,7 +133,14 @@ class Crew:
     def _make_router(self, owner: Fleet, pair: tuple[int, int]) -> Router:
         if self.spec.router is None:
             raise NotInstalledError(
-                "several replicas need the environment 'router', which is not built",
+                "several engines need the environment 'router', which is not built",
                 "toolkit env sync router",
             )
         return Router(owner, self.spec.router.interpreter(), pair, self.spec.place / "router.log")
+
+
+def _end(parts: Sequence[Part]) -> None:
+    for part in parts:
+        part.stop()
+    for part in parts:
+        part.join(JOIN_S)

@@ -76,15 +76,15 @@ class Front(Answering):
         except EngineError:
             return self.state.state != "ready"
 
-    def drain(self, deadline_s: float) -> None:
-        """Tell it to take no new requests.
+    def drain(self, deadline_s: float, *, timeout_s: float = ANSWER_S) -> None:
+        """Tell it to take no new requests, and to break off at the deadline what is open then.
 
         Raises:
             EngineError: It does not answer.
         """
         self.may_end = True  # when all is answered
         body: Mapping[str, Any] = {"deadline_s": deadline_s}
-        request(self.settings.control, "POST", "/drain", body, timeout_s=ANSWER_S)
+        request(self.settings.control, "POST", "/drain", body, timeout_s=timeout_s)
 
     def ask(self) -> None:
         """See :class:`Answering`; a table that was lost is sent again."""

@@ -12,7 +12,10 @@ from pathlib import Path
 from toolkit.errors import EngineError
 from toolkit.recipe.serve import ServeSection
 
-QUERY = ("--query-gpu=index,uuid,memory.total,memory.free", "--format=csv,noheader,nounits")
+QUERY = (
+    *("nvidia-smi", "--query-gpu=index,uuid,memory.total,memory.free,mig.mode.current"),
+    "--format=csv,noheader,nounits",
+)
 MARGIN_MIB = 512
 """What other programs may still take between this look and the engine's own."""
 OVERHEAD = 1.15
@@ -23,12 +26,28 @@ SMALLEST_CACHE_MIB = 1024
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU as ``nvidia-smi`` sees it; memory in MiB."""
+    """One GPU as ``nvidia-smi`` sees it, or one MIG device of it; memory in MiB.
+
+    Attributes:
+        index: Its number; ``0 (MIG 1)`` for a part of one.
+        uuid: ``GPU-...`` or ``MIG-...``: what an engine is told.
+        total_mib: All of its memory.
+        free_mib: What nobody holds now.
+        names: What else ``CUDA_VISIBLE_DEVICES`` may call it.
+        cut: It is in MIG mode: its devices are used, not the GPU.
+    """
 
     index: str
     uuid: str
     total_mib: int
     free_mib: int
+    names: tuple[str, ...] = ()
+    cut: bool = False
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it is a MIG device."""
+        return self.uuid.startswith("MIG-")
 
 
 def gpus_per_replica(serve: ServeSection) -> int:
@@ -39,21 +58,29 @@ def gpus_per_replica(serve: ServeSection) -> int:
 
 
 def query() -> list[Gpu]:
-    """All GPUs of this machine.
+    """All GPUs of this machine; in the place of one in MIG mode, the devices that it is cut into.
 
     Raises:
         EngineError: ``nvidia-smi`` is missing or fails.
     """
+    found = read(_ask(*QUERY))
+    if not any(gpu.cut for gpu in found):
+        return found
+    from toolkit.serving import mig
+
+    parts = mig.devices(_ask(*mig.NAMES), _ask(*mig.MEMORY))
+    return [part for gpu in found for part in (parts.get(gpu.uuid, []) if gpu.cut else [gpu])]
+
+
+def _ask(*command: str) -> str:
     try:
-        done = subprocess.run(
-            ["nvidia-smi", *QUERY], check=True, capture_output=True, text=True, timeout=30
-        )
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.SubprocessError) as error:
         raise EngineError(
             f"the GPUs cannot be counted: nvidia-smi: {error}",
             "is the NVIDIA driver there? A profile with `device: cpu` serves on the CPU",
         ) from None
-    return read(done.stdout)
+    return done.stdout
 
 
 def read(text: str) -> list[Gpu]:
@@ -62,9 +89,8 @@ def read(text: str) -> list[Gpu]:
     Raises:
         EngineError: It is no number: `[N/A]`, `[Unknown Error]`.
     """
-    rows = (line.split(",") for line in text.splitlines() if line.strip())
     try:
-        return [Gpu(i.strip(), u.strip(), int(t), int(f)) for i, u, t, f in rows]
+        return [_row(line) for line in text.splitlines() if line.strip()]
     except ValueError:
         raise EngineError(
             f"nvidia-smi does not say how much memory the GPUs have: {text.strip()!r}",
@@ -72,27 +98,51 @@ def read(text: str) -> list[Gpu]:
         ) from None
 
 
+def _row(line: str) -> Gpu:
+    index, uuid, total, free, mode = (part.strip() for part in line.split(","))
+    if mode == "Enabled":  # in a container the memory of the whole is not ours to see
+        return Gpu(index, uuid, 0, 0, cut=True)
+    return Gpu(index, uuid, int(total), int(free))
+
+
 def visible(gpus: Sequence[Gpu], environ: Mapping[str, str] | None = None) -> list[Gpu]:
-    """Those that ``CUDA_VISIBLE_DEVICES`` leaves, in its order; like CUDA it ends at the first unknown one."""
+    """Those that ``CUDA_VISIBLE_DEVICES`` leaves, in its order; like CUDA it ends at the first unknown one.
+
+    Names are numbers, ``GPU-...`` and ``MIG-...``, which may be shortened, and ``MIG-GPU-.../1/0`` of older drivers.
+    """
     given = (os.environ if environ is None else environ).get("CUDA_VISIBLE_DEVICES")
     if given is None:
         return list(gpus)
     found: list[Gpu] = []
     for name in (part.strip() for part in given.split(",")):
-        gpu = next((g for g in gpus if name and (g.index == name or g.uuid.startswith(name))), None)
+        gpu = next((gpu for gpu in gpus if _is_called(gpu, name)), None)
         if gpu is None:
             break
         found.append(gpu)
     return found
 
 
+def _is_called(gpu: Gpu, name: str) -> bool:
+    if name.startswith(("GPU-", "MIG-")):
+        return any(known.startswith(name) for known in (gpu.uuid, *gpu.names))
+    return bool(name) and name in (gpu.index, *gpu.names)
+
+
 def slices(gpus: Sequence[Gpu], replicas: int, each: int) -> list[tuple[Gpu, ...]]:
     """GPUs of every replica; no GPU belongs to two.
 
     Raises:
-        EngineError: There are too few.
+        EngineError: There are too few, or an engine would need several MIG devices.
     """
     needed = replicas * each
+    part = next((gpu for gpu in gpus[:needed] if gpu.is_part), None)
+    if each > 1 and part:
+        raise EngineError(
+            f"an engine on {each} GPUs cannot have GPU {part.index} among them: CUDA gives a process one "
+            "MIG device",
+            "set serve.tensor_parallel, serve.pipeline_parallel and serve.data_parallel to 1, or choose "
+            "whole GPUs with CUDA_VISIBLE_DEVICES",
+        )
     if len(gpus) < needed:
         raise EngineError(
             f"{replicas} replicas of {each} GPU{'s' * (each > 1)} each need {needed} GPUs, "

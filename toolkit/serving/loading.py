@@ -28,12 +28,18 @@ class Engines:
     def __init__(self, fleet: Fleet, engine: Engine, say: Callable[[str], None]) -> None:
         self._fleet, self._engine, self._say = fleet, engine, say
 
-    def bring_all(self, endpoints: Sequence[Endpoint], new: Sequence[AdapterSpec]) -> None:
-        """On every replica at once; raises the first failure of :meth:`bring` when all have ended."""
+    def bring_all(
+        self, endpoints: Sequence[Endpoint], new: Sequence[AdapterSpec]
+    ) -> Mapping[str, Any]:
+        """On every replica at once; raises the first failure of :meth:`bring` when all have ended.
+
+        Returns:
+            The proofs of one of them.
+        """
         with ThreadPoolExecutor(len(endpoints)) as pool:
             running = [pool.submit(self.bring, endpoint, new) for endpoint in endpoints]
-        for done in running:
-            done.result()
+        first, *_ = [done.result() for done in running]
+        return first
 
     def bring(self, endpoint: Endpoint, specs: Sequence[AdapterSpec]) -> Mapping[str, Any]:
         """Load what is missing in one engine and prove all of it; the proofs by ``lora_name``.

@@ -8,8 +8,15 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
-from toolkit.proof import EngineProof, OnProof, ProofTarget, ServedAdapter
+from toolkit.proof import AdapterProof, EngineProof, OnProof, ProofTarget, ServedAdapter
 from toolkit.serving.state import AdapterSpec, Endpoint, ServerSpec
+
+NO_ANSWER = frozenset(
+    {"models", "prefer", "name", "adapters", "live_adapters", "adapter_slots", "adapter_targets", "max_rank",
+     "watch_s", "host", "port", "max_concurrent", "memory_fraction", "kv_cache_gib", "start_timeout_s", "replicas",
+     "engines", "drain_s", "front", "proof", "log_requests", "questions", "cpu_offload_gib", "kv_offload_gib"}
+)  # fmt: skip
+"""Keys of ``serve`` that change no answer: where, how many, how long, and for whom. A new key is taken to change it."""
 
 ModelId = Callable[[AdapterSpec | None], str]
 
@@ -78,6 +85,7 @@ class Proofs:
                     phases=dict(phases),
                     fingerprints={"model": self._spec.model_version}
                     | {f"adapter {a.lora_name}": a.version for a in desired},
+                    options=_options(self._spec),
                 )
                 self._made = (made_of, made)
             return self._made[1]
@@ -119,6 +127,16 @@ class Proofs:
             adapter.run_id,
             adapter.source,
         )
+
+
+def told(shown: Mapping[str, Any]) -> dict[str, str]:
+    """What people are told of proofs of adapters, by ``lora_name``."""
+    return {name: proof.told for name, proof in shown.items() if isinstance(proof, AdapterProof)}
+
+
+def _options(spec: ServerSpec) -> Mapping[str, Any]:
+    chosen = {key: value for key, value in spec.serve.items() if key not in NO_ANSWER}
+    return {**chosen, "lock": spec.engine_digest}
 
 
 def _only(proof: EngineProof, kept: AbstractSet[str]) -> EngineProof:

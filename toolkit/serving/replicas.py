@@ -38,7 +38,7 @@ class Fleet(Owner, Protocol):
     def desired(self) -> tuple[AdapterSpec, ...]:
         """Adapters that an engine is started with."""
 
-    def admit(self, replica: Replica, endpoint: Endpoint, loaded: Sequence[AdapterSpec]) -> None:
+    def admit(self, replica: Proving, endpoint: Endpoint, loaded: Sequence[AdapterSpec]) -> None:
         """Prove a healthy engine and give it traffic.
 
         Raises:
@@ -49,7 +49,24 @@ class Fleet(Owner, Protocol):
         """An engine is gone, or about to be."""
 
 
-class Replica(Part):
+class Proving(Part):
+    """An engine that gets traffic when it is proven."""
+
+    owner: Fleet
+    url: str
+
+    def proving(self, what: str) -> None:
+        """Say what is proven now.
+
+        Raises:
+            StopRequestedError: Nobody waits for it any more.
+        """
+        if self.stopping.is_set():
+            raise StopRequestedError
+        self.become("proving", url=self.url, detail=what)
+
+
+class Replica(Proving):
     """One engine under its guard.
 
     Args:
@@ -60,8 +77,6 @@ class Replica(Part):
         devices: Its GPUs; empty on a CPU.
         look: Reads the GPUs' free memory now.
     """
-
-    owner: Fleet
 
     def __init__(
         self,
@@ -79,15 +94,11 @@ class Replica(Part):
         """Seconds by phase of the last start."""
         self._spec = spec
         self._port = port
+        self.url = f"http://{LOOPBACK}:{port}"
         self._devices = tuple(devices)
         self._look = look
         self._generation = 0
         self._engine: Engine = ENGINES[spec.section.engine]()
-
-    @property
-    def url(self) -> str:
-        """Where it listens."""
-        return f"http://{LOOPBACK}:{self._port}"
 
     @property
     def log(self) -> Path:
@@ -122,16 +133,6 @@ class Replica(Part):
             finally:
                 self.owner.dismiss(endpoint)
             raise StopRequestedError  # `started` ends the engine when something is raised
-
-    def proving(self, what: str) -> None:
-        """Say what is proven now.
-
-        Raises:
-            StopRequestedError: Nobody waits for it any more.
-        """
-        if self.stopping.is_set():
-            raise StopRequestedError
-        self.become("proving", url=self.url, detail=what)
 
     def _on_phase(self, phase: str, _seconds: float) -> None:
         if self.stopping.is_set():
@@ -241,8 +242,8 @@ class Pulse:
         self._tokens: tuple[str, ...] = ()
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
-    def check(self, pid: int) -> None:
-        """Look whether it is time to, and ask.
+    def check(self, pid: int | None = None) -> None:
+        """Look whether it is time to, and ask; ``pid`` is that of its guard, where it runs here.
 
         Raises:
             EngineError: The engine hangs.
@@ -255,11 +256,11 @@ class Pulse:
             self._look_closer(pid, quick=quick)
         self._asked = time.monotonic()
 
-    def _look_closer(self, pid: int, *, quick: bool) -> None:
+    def _look_closer(self, pid: int | None, *, quick: bool) -> None:
         if quick and self._worked():
             self._alive = time.monotonic()
             return
-        stopped = any_stopped(pid)
+        stopped = pid is not None and any_stopped(pid)
         deadline_s = self._health.stopped_s if stopped else self._health.deep_s
         client = Client(self._url, timeout_s=deadline_s)
         try:

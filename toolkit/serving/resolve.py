@@ -73,7 +73,7 @@ def server_spec(
         device=prepared.device,
         serve=serve.model_dump(mode="json"),
         engine=_interpreter(prepared, serve.engine),
-        router=_interpreter(prepared, "router") if serve.replicas > 1 else None,
+        router=_interpreter(prepared, "router") if serve.needs_router else None,
         adapters=adapters,
         draft=str(draft) if draft else None,
         trust_remote_code=deployment.trust_remote_code,

@@ -99,6 +99,7 @@ class Router(Answering):
         try:
             self.become("starting", pid=process.pid, url=self.url)
             self._await_health(process)
+            self._settle()  # who joined or left while it started
             self.become("ready", pid=process.pid, url=self.url)
             self.ready_once.set()
             self.watch(process)

@@ -87,7 +87,7 @@ class Standing:
             ready=reason is None,
             reason=reason,
             certificate=self.certificate() if self.ready else {},
-            replicas=dict(Counter(replica.state.state for replica in self._crew.replicas)),
+            replicas=dict(Counter(engine.state.state for engine in self._crew.engines)),
             refuses=self._proofs.refuses(),
             restarts={state.name: state.restarts for state in self._crew.states()},
         )
@@ -105,6 +105,7 @@ class Standing:
             engine=self._spec.section.engine,
             pid=os.getpid(),
             parts=self._crew.states(),
+            in_flight=self._crew.in_flight(),
             startup={phase: round(seconds, 2) for phase, seconds in self.startup.items()},
         )
 

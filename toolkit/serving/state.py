@@ -239,6 +239,7 @@ class ServerStatus:
     pid: int
     parts: tuple[PartState, ...] = ()
     in_flight: Mapping[str, int] = field(default_factory=dict)
+    """Open requests by the engine's name of what answers: ``tickets@1a2b3c4d5e6f7081``."""
     startup: Mapping[str, float] = field(default_factory=dict)
     """Seconds by phase of the last complete start."""
 

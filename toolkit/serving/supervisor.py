@@ -26,8 +26,8 @@ from toolkit.serving.crew import Crew
 from toolkit.serving.events import Events
 from toolkit.serving.fleet import Adapters
 from toolkit.serving.parts import Health, Part
-from toolkit.serving.proofs import Proofs
-from toolkit.serving.replicas import Replica
+from toolkit.serving.proofs import Proofs, told
+from toolkit.serving.replicas import Proving
 from toolkit.serving.standing import Standing
 from toolkit.serving.state import AdapterSpec, Endpoint, ServerSpec
 from toolkit.serving.track import StartRun
@@ -210,9 +210,11 @@ class Supervisor:
         """See ``replicas.Fleet``."""
         return self._adapters.desired()
 
-    def admit(self, replica: Replica, endpoint: Endpoint, loaded: Sequence[AdapterSpec]) -> None:
+    def admit(self, replica: Proving, endpoint: Endpoint, loaded: Sequence[AdapterSpec]) -> None:
         """See ``replicas.Fleet``."""
         shown = dict(self._proofs.prove_engine(endpoint, loaded, replica.proving))
+        for name, text in told(shown).items():
+            self.event("note", part=replica.name, text=f"{name}: {text}")
         with self._change_lock:
             shown |= self._adapters.catch_up(endpoint, loaded)
             self._adapters.certificate(shown)

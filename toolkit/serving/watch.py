@@ -110,12 +110,14 @@ class Watcher:
     def _swap(self, spec: AdapterSpec, source: str, found: Registered) -> None:
         try:
             folder = self._registry.fetch(found)
-            self._adapters.swap(read_spec(spec.name, folder, source, found.uri), spec.label)
+            new = read_spec(spec.name, folder, source, found.uri)
+            change = self._adapters.swap(new, spec.label)
         except ToolkitError as error:
             self._refuse(spec, found, error)
             return
         self._failed.pop(found.uri, None)
-        self._note(found.uri, f"serving since {_now()}")
+        shown = change.proven.get(new.lora_name)
+        self._note(found.uri, f"serving since {_now()}" + (f": {shown}" if shown else ""))
         if spec.registered:
             self._note(spec.registered, f"served until {_now()}")
         self._say("swap", name=spec.name, version=found.uri, instead_of=spec.registered)

@@ -106,6 +106,8 @@ class StageContext:
     events: IO[str] | None = None
     probe: bool = False
     """Only try out whether it fits: two steps on the worst batch, nothing is kept."""
+    profile_steps: tuple[int, int] | None = None
+    """First and last of the optimizer steps to record (``train/watch/profile.py``), counted from 1."""
     speaks: bool = True
     """Whether what is logged, shown and noted goes anywhere: on one of several ranks only."""
 

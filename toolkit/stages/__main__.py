@@ -33,6 +33,7 @@ if "toolkit" not in sys.modules:
 
 from toolkit.errors import ToolkitError
 from toolkit.stages import CONFIGS, STAGES, Input, Interpreter, Kind, StageContext
+from toolkit.train.parallel import again
 from toolkit.train.parallel.launch import RANK_OF, Launch, leave_error, run
 
 
@@ -47,14 +48,19 @@ def context(step: dict[str, Any]) -> StageContext:
         state=Path(step["state"]),
         recipe_dir=Path(step["recipe_dir"]),
         device=step["device"],
-        resume=step["resume"],
+        resume=step["resume"] or again.starts() > 0,
         probe=step.get("probe", False),
+        profile_steps=_window(step.get("profile_steps")),
         interpreters={
             name: Interpreter(Path(i["python"]), tuple(map(Path, i["pythonpath"])), i["variables"])
             for name, i in step["interpreters"].items()
         },
         events=_events(),
     )
+
+
+def _window(steps: list[int] | None) -> tuple[int, int] | None:
+    return (steps[0], steps[1]) if steps else None
 
 
 def _events() -> IO[str] | None:

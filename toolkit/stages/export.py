@@ -31,7 +31,7 @@ class Export:
 
     name: ClassVar[str] = "export"
     produces: ClassVar[Kind] = Kind.model
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
     environment: ClassVar[str] = "train"
 
     def run(self, config: ExportConfig, ctx: StageContext) -> StageResult:

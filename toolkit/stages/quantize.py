@@ -35,7 +35,7 @@ class Quantize:
 
     name: ClassVar[str] = "quantize"
     produces: ClassVar[Kind] = Kind.model
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
     environment: ClassVar[str] = "quantize"
 
     def run(self, config: QuantizeConfig, ctx: StageContext) -> StageResult:

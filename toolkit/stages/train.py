@@ -29,7 +29,8 @@ class TrainConfig(Section):
 class Train:
     """Inputs ``model`` and ``dataset``. Writes a PEFT adapter, or with ``full`` a model folder.
 
-    Beside the weights: tokenizer and chat template, ``metrics.jsonl``, ``loss.png``.
+    Beside the weights: tokenizer and chat template, ``metrics.jsonl``, ``loss.png`` and the pictures
+    of ``train/watch/plots.py``, and ``profile/`` where steps were recorded.
     """
 
     name: ClassVar[str] = "train"
@@ -105,16 +106,19 @@ def _save(engine: Engine, method: str, output: Path) -> None:
 
 
 def _beside_the_weights(config: TrainConfig, outcome: Outcome, ctx: StageContext) -> None:
-    """Tokenizer, template, how the adapter began, and the curve for people."""
+    """Tokenizer, template, how the adapter began, a profile, and the curves for people."""
     from toolkit.models.folder import copy_companions
     from toolkit.train import curves, start
+    from toolkit.train.watch import plots, profile
 
     start.keep(ctx.state, ctx.output)
+    profile.keep(ctx.state, ctx.output)
     copy_companions(ctx.inputs["model"].path, ctx.output)
     position = outcome.position
     title = f"{config.train.method} · {position.step} steps · {position.rows.seen} rows"
     image = ctx.output / "loss.png"
     curves.draw(ctx.output / "metrics.jsonl", image, title, config.train.objective)
+    plots.draw(ctx.output / "metrics.jsonl", ctx.output, title)
 
 
 def _metrics(outcome: Outcome, effect: float | None) -> dict[str, float]:
@@ -131,6 +135,7 @@ def _metrics(outcome: Outcome, effect: float | None) -> dict[str, float]:
         "rows_seen": position.rows.seen,
         "adapter_effect": effect,
         **outcome.scores,
+        **outcome.watched,
     }
     if torch.cuda.is_available():
         metrics["peak_gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30

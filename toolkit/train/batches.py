@@ -82,6 +82,15 @@ def lengths_of(store: TokenStore, rows: Sequence[int]) -> list[int]:
     return [int(store.offsets[row + 1] - store.offsets[row]) for row in rows]
 
 
+def lengths_array(store: TokenStore, rows: Sequence[int]) -> NDArray[np.int64]:
+    """The same as an array, [rows], which is quicker to reckon with."""
+    import numpy as np
+
+    at = np.asarray(rows)
+    found: NDArray[np.int64] = (store.offsets[at + 1] - store.offsets[at]).astype(np.int64)
+    return found
+
+
 def counts_of(store: TokenStore, rows: Sequence[int]) -> tuple[int, int]:
     """Tokens, and trained tokens, of rows: what :func:`collate` would count, on every rank alike."""
     trained = sum(int(store[row].trained[1:].sum()) for row in rows)

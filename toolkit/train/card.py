@@ -89,9 +89,8 @@ def _what(form: Format, dtype: str, facts: Mapping[str, Any]) -> str:
     elif facts.get("method") == "full":
         held = f"{base} with all weights fine-tuned, stored as {dtype}."
     else:
-        into = (
-            "the dequantized 4-bit weights" if facts.get("trained_on") == "nf4" else "the weights"
-        )
+        rounded = {"nf4": "the dequantized 4-bit weights", "fp8": "the weights, rounded to FP8,"}
+        into = rounded.get(str(facts.get("trained_on")), "the weights")
         how = f"merged into {into} that training saw, in float32, stored as {dtype}"
         held = f"{base} with its adapter {how}."
     return f"{held}\nThe chat template in this folder is the one it was trained with.\n"

@@ -30,6 +30,7 @@ from toolkit.errors import ArtifactError
 from toolkit.stages import StageContext
 from toolkit.train.model import trainable
 from toolkit.train.order import RowLedger
+from toolkit.train.parallel.ranks import Ranks
 from toolkit.train.shards import Shards, ShardWriter
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Position:
     tokens: int = 0  # seen, without padding
     trained_tokens: int = 0
     seconds: float = 0.0  # in steps, without evaluation and checkpoints
+    energy_kwh: float = 0.0  # of the GPUs of all machines, where the driver tells it
 
 
 def save(folder: Path, engine: Engine, position: Position, metrics: Path) -> Path:
@@ -62,8 +64,10 @@ def save(folder: Path, engine: Engine, position: Position, metrics: Path) -> Pat
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
     ranks.wait()
-    _write_tensors(part, engine)
-    _write_state(part, position, ranks.rank)
+    _write_tensors(part, engine, ranks)
+    _write_generators(part, ranks.rank)
+    if ranks.first:
+        _write_state(part, position)
     if ranks.first and metrics.exists():
         shutil.copyfile(metrics, part / "metrics.jsonl")
     ranks.wait()
@@ -77,9 +81,29 @@ def save(folder: Path, engine: Engine, position: Position, metrics: Path) -> Pat
     return final
 
 
-def _write_tensors(part: Path, engine: Engine) -> None:
+def save_alone(folder: Path, engine: Engine, position: Position) -> None:
+    """Write a checkpoint on one rank that holds everything, while the others may hang; once if several do.
+
+    The log is added when the run goes on (:func:`trim_log`): another rank writes it.
+    """
+    final = folder / f"step-{position.step:08d}"
+    if not position.step or final.exists():
+        return
+    part = folder / f"{final.name}.{os.getpid()}.part"
+    part.mkdir(parents=True)
+    _write_tensors(part, engine, Ranks())
+    _write_generators(part, engine.ranks.rank)
+    _write_state(part, position)
+    _flush(part)
+    try:
+        part.rename(final)
+    except OSError:  # another rank was faster
+        shutil.rmtree(part)
+
+
+def _write_tensors(part: Path, engine: Engine, among: Ranks) -> None:
     """Each weight is gathered by all ranks and written by one, who may then forget it."""
-    rank, ranks = engine.ranks.rank, engine.ranks.count
+    rank, ranks = among.rank, among.count
     weights = ShardWriter(part, f"weights-{rank:02d}")
     for number, (name, weight) in enumerate(engine.weights()):
         if number % ranks == rank:
@@ -94,17 +118,19 @@ def _write_tensors(part: Path, engine: Engine) -> None:
             elif number % ranks == rank:
                 kept.add(f"{name}/{key}", value)
     kept.close()
-    if engine.ranks.first:
+    if among.first:
         (part / "numbers.json").write_text(json.dumps(numbers))
 
 
-def _write_state(part: Path, position: Position, rank: int) -> None:
+def _write_generators(part: Path, rank: int) -> None:
     import torch
 
     torch.save(_torch_generators(), part / f"random-{rank:02d}.pt")
-    if rank == 0:
-        state = {"position": asdict(position), "generators": _plain_generators()}
-        (part / "state.json").write_text(json.dumps(state))
+
+
+def _write_state(part: Path, position: Position) -> None:
+    state = {"position": asdict(position), "generators": _plain_generators()}
+    (part / "state.json").write_text(json.dumps(state))
 
 
 def newest(folder: Path) -> Path | None:
@@ -189,6 +215,27 @@ def restore_log(checkpoint: Path, ctx: StageContext) -> None:
     for line in map(json.loads, saved.read_text().splitlines()):
         ctx.log(line["step"], **line["metrics"])
     shutil.copyfile(saved, ctx.output / "metrics.jsonl")  # with the times at which it happened
+
+
+def trim_log(checkpoint: Path | None, step: int, ctx: StageContext) -> None:
+    """Within one run: forget what was logged after ``step``, for it is done again, but for memory that ran out.
+
+    Args:
+        checkpoint: What the run goes on from; it gets the log if its writer had none.
+        step: Optimizer steps done.
+        ctx: Of the rank that logs.
+    """
+    log = ctx.output / "metrics.jsonl"
+    if not ctx.speaks or not log.exists():
+        return
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(line for line in lines if _stays(json.loads(line), step)))
+    if checkpoint is not None and not (checkpoint / log.name).exists():
+        shutil.copyfile(log, checkpoint / log.name)
+
+
+def _stays(line: dict[str, Any], step: int) -> bool:
+    return bool(line["step"] <= step or "out_of_memory" in line["metrics"])
 
 
 def _complete(folder: Path) -> list[Path]:

@@ -64,6 +64,32 @@ def setup_of_run(
     ranks: Ranks,
 ) -> Setup | None:
     """What decides this run's memory; ``None`` where the base is not a dense decoder."""
+    found = _without_rows(config, ctx, numerics, ranks)
+    if found is None:
+        return None
+    setup, packs = found
+    rows = sizes(planned.train, worst(planned.train, planned.steps, setup))
+    setup = replace(setup, rows=replace(rows, apart=rows.apart and not packs))
+    if config.gradient_checkpointing == "auto":
+        setup = training.roomiest(setup, gpu_bytes())
+    return setup
+
+
+def setup_of_objective(
+    config: TrainSection, max_length: int, ctx: StageContext, numerics: Numerics, ranks: Ranks
+) -> Setup | None:
+    """The same for other objectives than SFT, taken for SFT on as many sequences of the greatest length."""
+    found = _without_rows(config, ctx, numerics, ranks)
+    if found is None:
+        return None
+    sequences = config.batch_size * (2 if config.objective in ("dpo", "orpo") else 1)
+    return replace(found[0], rows=Rows(sequences, max_length, sequences * max_length))
+
+
+def _without_rows(
+    config: TrainSection, ctx: StageContext, numerics: Numerics, ranks: Ranks
+) -> tuple[Setup, bool] | None:
+    """What decides the memory but for the rows, and whether packed rows need no mask."""
     base = ctx.inputs["model"].path
     settings = json.loads((base / "config.json").read_text())
     shape = shape_of(BaseFacts(settings))
@@ -72,11 +98,7 @@ def setup_of_run(
     width = 2 if numerics.precision == "bf16" else 4
     speed = choose(config, settings, machine(ctx.device))
     setup = setup_of(config, shape, Rows(1, 1, 1), width, speed, gpus=ranks.count)
-    rows = sizes(planned.train, worst(planned.train, planned.steps, setup))
-    setup = replace(setup, rows=replace(rows, apart=rows.apart and not speed.packs))
-    if config.gradient_checkpointing == "auto":
-        setup = training.roomiest(setup, gpu_bytes())
-    return setup
+    return setup, speed.packs
 
 
 def say(setup: Setup | None, memory: int | None, ctx: StageContext) -> None:

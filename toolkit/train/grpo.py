@@ -17,7 +17,7 @@ from toolkit.train.rewards import Question, Reward, load_rewards, read_questions
 from toolkit.train.rollout import choose_rollout, installed_vllm, merged_weights
 from toolkit.train.sft import Outcome
 from toolkit.train.trainer import Run, insist_on_rows, quiet
-from toolkit.train.wired import Wired
+from toolkit.train.wired import Wired, seen
 
 
 def fine_tune(
@@ -41,7 +41,7 @@ def fine_tune(
         raise StepFailedError("objective is grpo, but there is no train.grpo", "name a reward")
     dataset = ctx.inputs["dataset"].path
     questions = read_questions(dataset / "train.jsonl")
-    _insist_on_enough(questions, config, settings)
+    _insist_on_enough(questions, config, settings, ranks)
     rewards = load_rewards(settings.rewards, ctx.recipe_dir)
     try_out(rewards, questions)
     rollout = choose_rollout(config, ctx.device, installed_vllm())
@@ -61,10 +61,11 @@ class Asked:
 
 
 def _insist_on_enough(
-    questions: Sequence[Question], config: TrainSection, settings: GrpoSection
+    questions: Sequence[Question], config: TrainSection, settings: GrpoSection, ranks: Ranks
 ) -> None:
     insist_on_rows([{"row": n} for n in range(len(questions))], "question")
-    wanted = config.batch_size * config.gradient_accumulation // settings.group_size
+    answers = config.batch_size * config.gradient_accumulation * ranks.count
+    wanted = answers // settings.group_size
     if len(questions) < wanted:
         raise DataError(
             f"a step asks {wanted} questions, and there are {len(questions)}",
@@ -127,9 +128,8 @@ def _rating(reward: Reward, asked: Asked, run: Run | None) -> Callable[..., list
         rows = [int(prompt) for prompt in prompts]
         if run is not None:
             written = sum(map(len, given["completion_ids"]))
-            run.position.rows.add(list(dict.fromkeys(rows)))
-            run.position.trained_tokens += written
-            run.position.tokens += written + sum(len(asked.tokens[row].ids) for row in rows)
+            read = sum(len(asked.tokens[row].ids) for row in rows)
+            seen(run, list(dict.fromkeys(rows)), written + read, written, at_once=True)
         return reward([asked.questions[row] for row in rows], completions)
 
     rate.__name__ = reward.name.rpartition(":")[2]

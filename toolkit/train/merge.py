@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from toolkit.data.store import TokenRow
 from toolkit.errors import StepFailedError
 from toolkit.models.folder import copy_companions
+from toolkit.models.fp8 import round_layers
 from toolkit.train.effect import row_logits
 from toolkit.train.model import Numerics, Precision, load_base, torch_dtype
 from toolkit.train.start import load_adapter
@@ -53,7 +54,8 @@ def merge(
         adapter: Folder of the PEFT adapter.
         output: Where to write.
         facts: What training said of the adapter: ``trained_on`` (``nf4`` merges into the
-            dequantized 4-bit base) and ``precision``.
+            dequantized 4-bit base, ``fp8`` into what FP8 leaves of the weights), ``targets`` and
+            ``precision``.
         dtype: ``bf16``, ``fp16`` or ``fp32``, of the stored weights.
         row: A held-out row on which adapter and merged model are compared.
         device: ``cpu`` or ``cuda``; one float32 copy of the model must fit there.
@@ -65,10 +67,13 @@ def merge(
     """
     import torch
 
-    quantized = facts.get("trained_on") == "nf4"
+    quantized, in_fp8 = facts.get("trained_on") == "nf4", facts.get("trained_on") == "fp8"
     changed = str(facts.get("init")).startswith("pissa")  # what is left of the base was rounded
-    precision: Precision = facts.get("precision", "fp32") if quantized or changed else "fp32"
+    rounded = quantized or changed or in_fp8
+    precision: Precision = facts.get("precision", "fp32") if rounded else "fp32"
     model = base_to_merge(base, precision, quantized, device, trust_remote_code=trust_remote_code)
+    if in_fp8:
+        round_layers(model.to(torch.float32), facts["targets"])
     adapted = load_adapter(model, adapter).to(torch.float32)
     trained = row_logits(adapted, row)
     if recorder:

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from toolkit.errors import NotInstalledError, PreflightError
 from toolkit.recipe.train import LoraSection, TrainSection
 from toolkit.registry import close_match
-from toolkit.train.speed.choose import Choice, Machine, choose
+from toolkit.train.speed.choose import FP8_FROM, Choice, Machine, choose
 
 Precision = Literal["bf16", "fp32"]
 
@@ -40,8 +40,20 @@ def torch_dtype(name: str) -> Any:
 
 
 def numerics_for(config: TrainSection, device: str) -> Numerics:
-    """Fill in ``precision: auto``: bf16 on a GPU that has it, fp32 elsewhere."""
+    """Fill in ``precision: auto``: bf16 on a GPU that has it, fp32 elsewhere.
+
+    Raises:
+        PreflightError: ``base_precision: fp8`` on a GPU without products of FP8 numbers.
+    """
     import torch
+
+    capability = machine(device).capability
+    if config.base_precision == "fp8" and capability is not None and capability < FP8_FROM:
+        raise PreflightError(
+            f"train.base_precision is fp8, and the GPU's compute capability is {capability}: FP8 products begin "
+            f"with {FP8_FROM}",
+            "set train.base_precision: auto, or train.method: qlora for as little memory",
+        )
 
     precision: Precision = "fp32"
     if config.precision != "auto":

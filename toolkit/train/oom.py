@@ -2,13 +2,14 @@
 
 ``train.on_oom: halve_batch`` repeats the step that failed, on the same weights, with its micro-batches
 cut in two: the same rows, and the same loss, because it is averaged over the trained tokens of the
-whole step. From then on all steps are cut.
+whole step. From then on all steps are cut. Several ranks start again for that, together: see
+``parallel/again.py``.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,6 +21,7 @@ from toolkit.forecast.training import Setup
 from toolkit.recipe.train import TrainSection
 from toolkit.stages import StageContext
 from toolkit.train.order import MicroBatch, Step
+from toolkit.train.parallel import again
 
 if TYPE_CHECKING:
     from toolkit.train.parallel.engine import Engine
@@ -34,16 +36,23 @@ class Guard:
         config: ``on_oom`` and ``batch_size``.
         setup: What the forecast is made of; ``None`` for a model of another kind.
         ctx: Where it is said and logged.
-        engine: Whose gradients a failed attempt leaves. Several ranks cannot halve: when one of them
-            fails in the middle of a pass, the others already wait for it.
+        engine: Whose gradients a failed attempt leaves.
+        keep: Writes down what the last step left, on a rank that holds all of it.
     """
 
     def __init__(
-        self, config: TrainSection, setup: Setup | None, ctx: StageContext, engine: Engine
+        self,
+        config: TrainSection,
+        setup: Setup | None,
+        ctx: StageContext,
+        engine: Engine,
+        keep: Callable[[], None] = lambda: None,
     ) -> None:
-        self.at_once = config.batch_size
+        before = again.why_here(ctx.state)
+        self.at_once = before.at_once if before else config.batch_size
         """Sequences of one forward pass, at most."""
-        self._halves = config.on_oom == "halve_batch" and engine.ranks.count == 1
+        self._halves = config.on_oom == "halve_batch"
+        self._keep = keep
         self._setup = setup
         self._ctx = ctx
         self._engine = engine
@@ -57,7 +66,8 @@ class Guard:
             compute: Adds up the gradients of a step.
 
         Raises:
-            StepFailedError: Out of memory, and nothing is left to halve; says what took it.
+            StepFailedError: Out of memory, and nothing is left to halve, or all ranks have to start
+                again for it; says what took it.
         """
         while True:
             cut = replace(step, batches=tuple(pieces(step, self.at_once)))
@@ -70,18 +80,47 @@ class Guard:
             if not self._halves or largest == 1:
                 raise self._explained(failure, done, cut)
             self.at_once = max(1, largest // 2)
+            if self._engine.ranks.count > 1:
+                self._ask_all(done, largest)
+                raise self._explained(failure, done, cut)
             self._ctx.note(
                 f"out of GPU memory at step {done + 1} with {_counted(largest)} at a time: the step "
                 f"is repeated with {self.at_once}, the same rows and the same loss"
             )
             self._ctx.log(done + 1, out_of_memory=1.0, sequences_at_once=float(self.at_once))
 
+    def _ask_all(self, done: int, largest: int) -> None:
+        """Others wait for this rank in the middle of a pass: only a new start of all gets them out."""
+        ranks = self._engine.ranks
+        if not self._engine.shares_state:
+            self._keep()
+        wanted = again.Again(ranks.rank, ranks.count, done + 1, largest, self.at_once)
+        wanted.leave(self._ctx.state, again.starts())
+
     def _explained(self, failure: str, done: int, step: Step) -> StepFailedError:
-        return StepFailedError(
-            f"out of GPU memory at step {done + 1}, with {_counted(max(map(len, step.batches)))} at a "
-            f"time: {failure}{_forecast(self._setup)}",
-            _advice(self._setup, halves=self._halves),
+        largest = _counted(max(map(len, step.batches)))
+        ways = (
+            [] if self._halves else ["train.on_oom: halve_batch goes on with smaller micro-batches"]
         )
+        return explained(failure, done, f"with {largest} at a time", self._setup, ways)
+
+
+def explained(
+    failure: str, done: int, tried: str, setup: Setup | None, ways: Sequence[str] = ()
+) -> StepFailedError:
+    """What took the memory, and what takes less.
+
+    Args:
+        failure: What PyTorch said.
+        done: Optimizer steps before.
+        tried: What did not fit, in words.
+        setup: What the forecast is made of.
+        ways: Other ways out, in words.
+    """
+    return StepFailedError(
+        f"out of GPU memory at step {done + 1}, {tried}: {failure.partition('. ')[0]}{_forecast(setup)}",
+        _advice(setup, ways),
+    )
 
 
 def _attempt(compute: Callable[[Step], T], step: Step) -> tuple[bool | None, list[T], str]:
@@ -91,7 +130,7 @@ def _attempt(compute: Callable[[Step], T], step: Step) -> tuple[bool | None, lis
     try:
         return True, [compute(step)], ""
     except torch.OutOfMemoryError as error:
-        return None, [], str(error).split(". ")[0]
+        return None, [], str(error)
 
 
 def pieces(step: Step, at_once: int) -> list[MicroBatch]:
@@ -145,8 +184,8 @@ def _measured() -> str:
     return f"\nmeasured: {shown} of {gib(total)} GiB"
 
 
-def _advice(setup: Setup | None, *, halves: bool) -> str:
-    ways = [] if halves else ["train.on_oom: halve_batch goes on with smaller micro-batches"]
+def _advice(setup: Setup | None, given: Sequence[str]) -> str:
+    ways = list(given)
     total = gpu_bytes()
     # what ran out took more than the forecast says, or others hold memory: look for room below that
     room = min(total, training.forecast(setup).total) * 0.9 if setup and total else None

@@ -16,18 +16,27 @@ from toolkit.errors import ArtifactError, StepFailedError
 from toolkit.recipe.train import TrainSection
 from toolkit.stages import StageContext
 from toolkit.train import checkpoint, expected, parallel
-from toolkit.train.batches import collate, counts_of, lengths_of, rows_with_targets
+from toolkit.train.batches import (
+    collate,
+    counts_of,
+    lengths_array,
+    lengths_of,
+    rows_with_targets,
+)
 from toolkit.train.checkpoint import Position
 from toolkit.train.heldout import heldout_loss
 from toolkit.train.interrupt import StopOnTerm
 from toolkit.train.model import Numerics, build_model
 from toolkit.train.oom import Guard, gpu_bytes
 from toolkit.train.order import MicroBatch, RowLedger, Step, micro_batches, plan_steps
+from toolkit.train.parallel import again
 from toolkit.train.parallel.engine import Engine
 from toolkit.train.parallel.ranks import Ranks
 from toolkit.train.parallel.share import share
 from toolkit.train.schedule import factor, warmup_steps
 from toolkit.train.start import start_file
+from toolkit.train.watch.flops import work_of_run
+from toolkit.train.watch.watch import Limit, Watch
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,8 @@ class Outcome:
     heldout_loss: float | None
     scores: Mapping[str, float] = field(default_factory=dict)
     """Numbers that other objectives than SFT are judged by: margins, rewards."""
+    watched: Mapping[str, float] = field(default_factory=dict)
+    """What it made of the device: MFU, utilisation, power, energy."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +85,18 @@ def fine_tune(
     _same_rows(saved, position, rows.steps, ctx)
     takes = expected.setup_of_run(config, ctx, numerics, rows, ranks)
     expected.say(takes, gpu_bytes(), ctx)
-    engine = build(saved, config, numerics, ranks, seed=seed, ctx=ctx)
-    guard = Guard(config, takes, ctx, engine)
     total = len(rows.steps)
+    limit = Limit.measure(work_of_run(config, ctx, numerics), ranks, ctx)
+    watch = Watch(limit, ranks, ctx, position, total)
+    engine = build(saved, config, numerics, ranks, seed=seed, ctx=ctx)
+    keep = partial(checkpoint.save_alone, ctx.state / "checkpoints", engine, position)
+    guard = Guard(config, takes, ctx, engine, keep)
     warmup = warmup_steps(total, config.warmup)
     loss, scored = math.nan, None
 
-    with StopOnTerm() as stop:
+    with StopOnTerm() as stop, watch:
         for step in rows.steps[position.step :]:
+            watch.begin(position.step + 1)
             started = time.perf_counter()
             rate = config.learning_rate * factor(position.step, total, warmup, config.schedule)
             tokens, trained = counts_of(rows.train, step.rows)
@@ -100,6 +115,8 @@ def fine_tune(
             position.trained_tokens += trained
             seconds = time.perf_counter() - started
             position.seconds += seconds
+            lengths = lengths_array(rows.train, step.rows)
+            watch.end(position.step, seconds, tokens, lengths, trained)
             last = position.step == total
             if last or position.step % config.log_every == 0:
                 ctx.log(
@@ -107,11 +124,12 @@ def fine_tune(
                     loss=loss,
                     learning_rate=rate,
                     grad_norm=norm,
-                    tokens_per_second=tokens / seconds,
                     trained_tokens=position.trained_tokens,
                     epoch=step.epoch + 1,
+                    **watch.numbers(),
                 )
-            _report(ctx, position, total, loss)
+            shown = {**watch.shown(), "learning_rate": rate, "grad_norm": norm}
+            ctx.progress(position.step, total, "steps", loss=f"{loss:.4f}", **shown)
             if rows.heldout_batches and (last or _due(position.step, config.evaluate_every)):
                 ctx.note(f"held-out loss over {sum(map(len, rows.heldout_batches))} rows")
                 scored = heldout_loss(engine, rows.heldout, rows.heldout_batches)
@@ -119,14 +137,16 @@ def fine_tune(
             stopping = not last and ranks.any(stop.requested)
             if not last and (stopping or _due(position.step, config.checkpoint_every)):
                 folder = ctx.state / "checkpoints"
+                watch.settle(position)
                 checkpoint.save(folder, engine, position, ctx.output / "metrics.jsonl")
             if stopping:
                 raise StepFailedError(
                     f"training was asked to stop (SIGTERM), after step {position.step} of {total}",
                     "a checkpoint is kept: run the same command again and it goes on from there",
                 )
+        watch.settle(position)
     _prove_each_row_once(position, rows.steps)
-    return Outcome(engine, position, loss, scored)
+    return Outcome(engine, position, loss, scored, watched=watch.summary())
 
 
 def seed_everything(seed: int) -> None:
@@ -189,6 +209,11 @@ def _same_rows(
     saved: Path | None, position: Position, steps: list[Step], ctx: StageContext
 ) -> None:
     """A checkpoint belongs to this plan."""
+    before = again.why_here(ctx.state)
+    if before is not None:
+        checkpoint.trim_log(saved, position.step, ctx)
+        ctx.note(before.says)
+        ctx.log(before.step, out_of_memory=1.0, sequences_at_once=float(before.at_once))
     if saved is None:
         ctx.note(f"training {len(steps)} steps")
         return
@@ -197,7 +222,8 @@ def _same_rows(
             f"checkpoint {saved} saw other rows, or saw them in another order, than this run would",
             f"the data or the seed changed: remove {saved.parent} to start anew",
         )
-    checkpoint.restore_log(saved, ctx)
+    if before is None:
+        checkpoint.restore_log(saved, ctx)
     ctx.note(f"going on after step {position.step} of {len(steps)}, {position.rows.seen} rows seen")
 
 
@@ -268,18 +294,6 @@ def _not_finite(what: str, value: float, done: int, rows: list[int]) -> None:
 
 def _due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
-
-
-def _report(ctx: StageContext, position: Position, total: int, loss: float) -> None:
-    left = position.seconds / position.step * (total - position.step)
-    ctx.progress(
-        position.step,
-        total,
-        "steps",
-        loss=f"{loss:.4f}",
-        tokens_per_second=round(position.tokens / position.seconds, 1),
-        eta_s=round(left),
-    )
 
 
 def _prove_each_row_once(position: Position, steps: list[Step]) -> None:

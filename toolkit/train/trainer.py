@@ -2,6 +2,7 @@
 
 TRL does the loop and the loss; ``wired.py`` changes what must be ours, ``reporting.py`` tells what
 happens. What an objective adds stands in ``dpo.py``, ``kto.py``, ``orpo.py`` and ``grpo.py``.
+Several processes train data parallel: every one holds the model, and Accelerate averages gradients.
 ``docs/adr/0016-trl-behind-our-seams.md`` says what is ours and why.
 
 A checkpoint is one of the Trainer's, and complete once it holds :data:`MARK`::
@@ -18,10 +19,11 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from toolkit.errors import ArtifactError, DataError, PreflightError, StepFailedError
 from toolkit.recipe.train import TrainSection
@@ -29,14 +31,17 @@ from toolkit.stages import StageContext
 from toolkit.train import checkpoint
 from toolkit.train.answers import Example
 from toolkit.train.checkpoint import KEPT, Position
+from toolkit.train.expected import setup_of_objective
 from toolkit.train.interrupt import StopOnTerm
 from toolkit.train.model import Numerics, build_model, load_base, trainable
+from toolkit.train.oom import explained
 from toolkit.train.order import RowLedger
 from toolkit.train.parallel.engine import Engine
 from toolkit.train.parallel.ranks import Ranks
 from toolkit.train.reporting import reporter
 from toolkit.train.sft import Outcome, seed_everything
 from toolkit.train.start import start_file
+from toolkit.train.watch.watch import Watch
 
 MARK = "toolkit.json"
 TOLD_LAST = (
@@ -64,6 +69,8 @@ class Run:
     heldout: dict[str, float] = field(default_factory=dict)
     began: Any = True
     """How the adapter's weights began, as its config says it."""
+    watch: Watch = field(init=False)
+    """Of the steps; there from the first one on."""
 
     @classmethod
     def start(
@@ -79,16 +86,21 @@ class Run:
         """Load model and tokenizer.
 
         Raises:
-            PreflightError: A target of the adapter is not in the model, or there are several ranks.
+            PreflightError: A target of the adapter is not in the model, or ``parallel`` shares out what
+                these trainers hold whole.
+            ArtifactError: The ranks cannot share out a step of the checkpoint.
         """
         from toolkit.data.encode import load_tokenizer
 
-        if ranks.count > 1:
+        if ranks.count > 1 and config.parallel not in ("auto", "ddp"):
             raise PreflightError(
-                f"train.objective is {config.objective!r}, which trains in one process, not in "
-                f"{ranks.count}",
-                "set processes: 1 and nodes: 1 in the profile, or train.objective: sft",
+                f"train.objective is {config.objective!r} and train.parallel {config.parallel!r}: this "
+                "objective trains with ddp alone",
+                "set train.parallel: ddp, with method: qlora or a smaller base if it does not fit",
             )
+        position = _began(ctx, config, ranks)
+        if ranks.count > 1 and ctx.device == "cpu":
+            _know_numbered_cpus()
         base = ctx.inputs["model"]
         seed_everything(seed)
         ctx.note(f"loading the base model ({numerics.trained_on})")
@@ -101,7 +113,12 @@ class Run:
             start=start_file(ctx.state, resume=ctx.resume),
         )
         tokenizer = load_tokenizer(base.path, trust_remote_code=base.trusts_code)
-        run = cls(config, max_length, seed, numerics, ranks, ctx, model, tokenizer)
+        run = cls(config, max_length, seed, numerics, ranks, ctx, model, tokenizer, position)
+        # frozen weights were read from the same files: DDP need not send them
+        model._ddp_params_and_buffers_to_ignore = [
+            *(name for name, weight in model.named_parameters() if not weight.requires_grad),
+            *(name for name, _ in model.named_buffers()),
+        ]
         if adapter := getattr(model, "peft_config", {}).get("default"):
             # TRL copies the adapter by its config: one that begins with PiSSA would take its share
             # out of the base a second time
@@ -135,7 +152,9 @@ class Run:
             "output_dir": str(self.folder),
             "per_device_train_batch_size": config.batch_size,
             "per_device_eval_batch_size": config.batch_size,
-            "gradient_accumulation_steps": config.gradient_accumulation,
+            "gradient_accumulation_steps": self.position.micro_batches // self.ranks.count,
+            "ddp_find_unused_parameters": False,
+            "ddp_broadcast_buffers": False,
             "num_train_epochs": config.epochs,
             "max_steps": config.max_steps or -1,
             "learning_rate": config.learning_rate,
@@ -178,21 +197,24 @@ class Run:
         """Train from the newest checkpoint, or from the start, to the last step.
 
         Raises:
-            StepFailedError: The loss is not finite, or SIGTERM came; a checkpoint is kept.
+            StepFailedError: The loss is not finite, memory ran out, or SIGTERM came; a checkpoint is kept.
             ArtifactError: A checkpoint cannot be used.
         """
+        import torch
         from transformers import PrinterCallback
 
         trainer.args._n_gpu = 1  # nn.DataParallel would take every GPU in sight
         _keep_float32(self.model)
         _base_as_reference(self.model)
         found = self._restore()
-        with StopOnTerm() as stop:
+        with StopOnTerm() as stop, ExitStack() as watches:
             trainer.run = self
             trainer.remove_callback(PrinterCallback)
-            trainer.add_callback(reporter(self, stop))
+            trainer.add_callback(reporter(self, stop, watches))
             try:
                 trainer.train(resume_from_checkpoint=str(found) if found else None)
+            except torch.OutOfMemoryError as error:
+                raise self._out_of_memory(error) from error
             except (ValueError, RuntimeError, KeyError) as error:
                 if found is None or self.position.step > _step_of(found):
                     raise
@@ -200,8 +222,9 @@ class Run:
                     f"checkpoint {found} cannot be used: {error}",
                     f"remove it to go on from an older one, or {self.folder} to start anew",
                 ) from error
+            self.watch.settle(self.position)
             total = trainer.state.max_steps
-            if stop.requested and self.position.step < total:
+            if self.position.step < total and self.ranks.any(stop.requested):
                 raise StepFailedError(
                     "training was asked to stop (SIGTERM), after step "
                     f"{self.position.step} of {total}",
@@ -210,6 +233,14 @@ class Run:
         if trainer.eval_dataset is not None and not self._evaluated_last():
             trainer.evaluate()
         return self._outcome()
+
+    def _out_of_memory(self, error: Exception) -> StepFailedError:
+        """What took it, by the forecast."""
+        config = self.config
+        what = "pairs" if config.objective in ("dpo", "orpo") else "sequences"
+        setup = setup_of_objective(config, self.max_length, self.ctx, self.numerics, self.ranks)
+        tried = f"with train.batch_size {config.batch_size} ({what})"
+        return explained(str(error), self.position.step, tried, setup)
 
     def _evaluated_last(self) -> bool:
         return bool(self.heldout) and self.config.evaluate_every is not None
@@ -222,26 +253,24 @@ class Run:
             adapters["default"].init_lora_weights = self.began
         scores = {name: self.last[name] for name in TOLD_LAST if name in self.last}
         scores |= {k: v for k, v in self.heldout.items() if k.partition("_")[2] in TOLD_LAST}
-        self.position.micro_batches = self.config.gradient_accumulation
+        kind = Engine if self.ranks.count == 1 else Copied
         return Outcome(
-            Engine(self.model, self.config, self.numerics, self.ranks),
+            kind(self.model, self.config, self.numerics, self.ranks),
             self.position,
             self.last.get("loss", math.nan),
             self.heldout.get("heldout_loss"),
             scores,
+            self.watch.summary(),
         )
 
     def _restore(self) -> Path | None:
-        if not self.ctx.resume:
-            shutil.rmtree(self.folder, ignore_errors=True)
         found = newest(self.folder)
-        for other in self.folder.glob("checkpoint-*"):
+        self.ranks.wait()
+        for other in self.folder.glob("checkpoint-*") if self.ranks.first else ():
             if not (other / MARK).exists():
                 shutil.rmtree(other)  # cut off while it was written
         if found is None:
             return None
-        stored = json.loads((found / MARK).read_text())
-        self.position = Position(**(stored | {"rows": RowLedger(**stored["rows"])}))
         checkpoint.restore_log(found, self.ctx)
         seen = f"{self.position.rows.seen} rows seen"
         self.ctx.note(f"going on after step {self.position.step}, {seen}")
@@ -249,12 +278,62 @@ class Run:
 
     def mark(self, folder: Path) -> None:
         """Complete a checkpoint: position and log beside what the Trainer wrote."""
+        self.ranks.wait()  # each process writes its generators
         log = self.ctx.output / "metrics.jsonl"
+        if not self.ranks.first:
+            return
         if log.exists():
             shutil.copyfile(log, folder / log.name)
         part = folder / f"{MARK}.part"
         part.write_text(json.dumps(asdict(self.position)))
         part.rename(folder / MARK)
+
+
+class Copied(Engine):
+    """What several processes trained: each holds all of it, and nothing more is sent."""
+
+    name: ClassVar[str] = "ddp"
+
+
+@cache
+def _know_numbered_cpus() -> None:
+    """Accelerate numbers the CPUs of several processes, and torch restores nothing onto ``cpu:0`` by itself."""
+    from torch.serialization import register_package
+
+    register_package(
+        17, lambda _: None, lambda storage, place: storage if place.startswith("cpu:") else None
+    )
+
+
+def _began(ctx: StageContext, config: TrainSection, ranks: Ranks) -> Position:
+    """Where the newest checkpoint was; a step keeps the passes that it had on the ranks it began with.
+
+    Raises:
+        ArtifactError: The ranks cannot share them out.
+    """
+    folder = ctx.state / "trl"
+    if not ctx.resume and ranks.first:
+        shutil.rmtree(folder, ignore_errors=True)
+    ranks.wait()
+    found = newest(folder)
+    here = config.gradient_accumulation * ranks.count
+    if found is None:
+        return Position(micro_batches=here)
+    stored = json.loads((found / MARK).read_text())
+    position = Position(**(stored | {"rows": RowLedger(**stored["rows"])}))
+    passes = position.micro_batches
+    if passes % ranks.count:
+        raise ArtifactError(
+            f"the run began with {passes} passes of {config.batch_size} sequences a step, which "
+            f"{ranks.count} processes cannot share out",
+            f"go on with 1 or {passes} processes, or remove {folder} to start anew",
+        )
+    if passes != here:
+        ctx.note(
+            f"the run began with {passes} passes of {config.batch_size} sequences a step, and keeps "
+            f"them: {ranks.count} processes would take {here}"
+        )
+    return position
 
 
 def newest(folder: Path) -> Path | None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import StepFailedError
-from toolkit.train.checkpoint import Position
 from toolkit.train.optimizer import build_optimizer
 from toolkit.train.schedule import factor, warmup_steps
 
@@ -77,19 +77,39 @@ class Wired:
         if not math.isfinite(loss):
             _not_finite(loss, self.state.global_step, rows)
         if rows is not None and self.model.training:
-            _count(self.run.position, inputs, rows.tolist())
+            seen(self.run, rows.tolist(), *_tokens(inputs))
         return found
 
 
-def _count(position: Position, inputs: Mapping[str, Any], rows: list[int]) -> None:
-    position.rows.add(rows)
+def seen(run: Run, rows: list[int], tokens: int, trained: int, *, at_once: bool = False) -> None:
+    """Account for a batch of every process, in their order; all call.
+
+    Args:
+        run: Whose position moves.
+        rows: Of this process's batch.
+        tokens: In it.
+        trained: Tokens of it that are trained.
+        at_once: Whether one process would see the rows of all as one batch.
+    """
+    every = run.ranks.all_of((rows, tokens, trained))
+    batches = [theirs for theirs, _, _ in every]
+    for batch in [list(chain(*batches))] if at_once else batches:
+        run.position.rows.add(batch)
+    run.position.tokens += sum(more for _, more, _ in every)
+    run.position.trained_tokens += sum(more for _, _, more in every)
+
+
+def _tokens(inputs: Mapping[str, Any]) -> tuple[int, int]:
+    """Tokens, and trained tokens, of a batch."""
+    tokens = trained = 0
     for name, mask in inputs.items():
         if name in ("attention_mask", "chosen_attention_mask", "rejected_attention_mask"):
-            position.tokens += int(mask.sum())
+            tokens += int(mask.sum())
         elif name == "completion_mask":
-            position.trained_tokens += int(mask.sum())
+            trained += int(mask.sum())
         elif name in ("chosen_labels", "rejected_labels"):
-            position.trained_tokens += int((mask >= 0).sum())
+            trained += int((mask >= 0).sum())
+    return tokens, trained
 
 
 def _not_finite(value: float, done: int, rows: Any) -> None:

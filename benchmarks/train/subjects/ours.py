@@ -49,9 +49,10 @@ def measure(case: Case, batch: int, folder: Path, clock: Clock) -> None:
         loss = summed_loss(model, each) / each.trained_tokens
         loss.backward()
         value = float(loss.detach())
-        float(torch.nn.utils.clip_grad_norm_(weights, config.max_grad_norm))
+        norm = torch.nn.utils.clip_grad_norm_(weights, config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        float(norm)
         clock.facts |= path_of(model)
         clock.tick(each.tokens, value)
 

@@ -151,3 +151,51 @@ def test_a_quantized_model_is_refused(tiny_model: Path, dataset: Path, tmp_path:
     once = quantize(tiny_model, dataset, tmp_path / "one", method="fp8").folder
     with pytest.raises(PreflightError, match="is quantized already, by compressed-tensors"):
         quantize(once, dataset, tmp_path / "two", method="gptq")
+
+
+def test_the_served_fp8_base_is_the_trained_one_byte_for_byte(tiny_model: Path, tmp_path: Path):
+    """What ``train.base_precision: fp8`` multiplies with, against what an engine reads from the folder."""
+    import torch
+    from safetensors.torch import load_file
+
+    from toolkit.train.speed.bases import merged_base
+
+    class Adapted:
+        def __init__(self, weight: torch.Tensor) -> None:
+            self.layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+            self.layer.weight = torch.nn.Parameter(weight.clone(), requires_grad=False)
+
+        def get_base_layer(self) -> torch.nn.Linear:
+            return self.layer
+
+    base = load_file(tiny_model / "model.safetensors")
+    served = load_file(
+        quantize(tiny_model, None, tmp_path, method="fp8").folder / "model.safetensors"
+    )
+    block = "model.layers.1"
+    groups = [["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"], ["self_attn.o_proj"]]
+    groups += [["mlp.gate_proj", "mlp.up_proj"], ["mlp.down_proj"]]
+    for group in groups:
+        names = [f"{block}.{name}" for name in group]
+        for dtype in (torch.bfloat16, torch.float32):  # as it is loaded on a GPU, and on a CPU
+            members = [Adapted(base[f"{name}.weight"].to(dtype)) for name in names]
+            weights, scales = merged_base(members, "fp8")
+            theirs = torch.cat([served[f"{name}.weight"] for name in names])
+            assert theirs.dtype == torch.float8_e4m3fn
+            assert torch.equal(weights.view(torch.uint8), theirs.view(torch.uint8)), names
+            stored = torch.cat([served[f"{name}.weight_scale"] for name in names])
+            assert stored.dtype == torch.bfloat16
+            assert torch.equal(scales, stored.float().flatten()), names
+
+
+def test_a_row_of_zeros_stays_zeros_in_fp8():
+    import torch
+
+    from toolkit.models.fp8 import rounded_rows
+
+    weight = torch.randn(4, 64)
+    weight[2] = 0
+    stored, scale = rounded_rows(weight)
+    assert scale[2] == 1
+    assert not stored[2].float().any()
+    assert (stored.float() * scale[:, None] - weight).abs().max() < weight.abs().max() / 16

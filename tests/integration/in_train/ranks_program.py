@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from toolkit.errors import ToolkitError
@@ -70,6 +70,8 @@ def outcome(case: dict) -> dict:
     }
     kind = StoppedOnOneRank if case.get("stop") else StageContext
     ctx = kind(inputs, folder / "output", folder / "state", folder)
+    if window := case.get("record"):
+        ctx = replace(ctx, profile_steps=tuple(window))
     try:
         result = Train().run(TrainConfig.model_validate(case["config"]), ctx)
     except ToolkitError as error:
@@ -79,6 +81,7 @@ def outcome(case: dict) -> dict:
     )
 
 
-for one in json.loads(Path(sys.argv[1]).read_text()):
-    found = outcome(one)
-    (Path(one["folder"]) / f"outcome-{RANK}.json").write_text(json.dumps(found))
+if __name__ == "__main__":
+    for one in json.loads(Path(sys.argv[1]).read_text()):
+        found = outcome(one)
+        (Path(one["folder"]) / f"outcome-{RANK}.json").write_text(json.dumps(found))

@@ -11,11 +11,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from toolkit.data.store import TokenStore
 from toolkit.errors import PreflightError, StepFailedError
+from toolkit.models.fp8 import round_layers
+from toolkit.recipe.train import TrainSection
 from toolkit.stages import Input, Kind
 from toolkit.stages.export import Export, ExportConfig
 from toolkit.stages.train import Train
 from toolkit.train.effect import row_logits
-from toolkit.train.model import Numerics, load_base
+from toolkit.train.model import Numerics, build_model, load_base
 
 pytestmark = pytest.mark.integration
 
@@ -72,6 +74,33 @@ def test_after_qlora_merged_equals_the_4_bit_forward(precision, trained, context
         wrong - trained_forward
     ).abs().max() > 3 * error  # merging into the 16-bit base is not it
     assert "quantization_config" not in json.loads((ctx.output / "config.json").read_text())
+
+
+def test_after_training_on_fp8_the_merge_is_into_what_fp8_leaves(trained, context, base, row):
+    adapter = trained(base_precision="fp8")
+    assert adapter.facts["trained_on"] == "fp8"
+    ctx = context("export", adapter=adapter)
+    result = Export().run(ExportConfig(format="merged", dtype="fp32"), ctx)
+    assert result.metrics["merge_error"] < 1e-4
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    wrong = row_logits(PeftModel.from_pretrained(plain, adapter.path), row)
+    rounded = round_layers(
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter.facts["targets"]
+    )
+    config = TrainSection(base_precision="fp8", lora={"rank": 8, "alpha": 16})
+    model = build_model(base, config, Numerics("fp32", False, fp8=True), "cpu", {})
+    found = 0
+    for name, layer in model.get_base_model().named_modules():
+        if group := getattr(layer, "speed_group", None):  # what training multiplies with
+            weight, scale = group.frozen[:2]
+            dense = rounded.get_submodule(name).weight
+            assert torch.equal(weight.float() * scale[:, None], dense), name
+            found += 1
+    assert found == 14
+    expected = row_logits(PeftModel.from_pretrained(rounded, adapter.path), row)
+    merged = logits_of(ctx.output, row)
+    assert (merged - expected).abs().max() < 1e-3
+    assert (wrong - expected).abs().max() > 0.1  # merging into the base as it was is not it
 
 
 def test_merged_folder_is_self_contained_and_of_the_asked_type(trained, context, base):

@@ -111,9 +111,9 @@ def steps(tmp_path, talker):
             {"train": section | changes, "max_length": MAX_LENGTH, "seed": 3}
         )
 
-    def train(objective, dataset, name="train", kind=StageContext, **changes):
+    def train(objective, dataset, name="train", kind=StageContext, record=None, **changes):
         inputs = {"model": model, "dataset": Input(dataset, Kind.dataset, "d" * 64, {})}
-        ctx = context(name, inputs, kind)
+        ctx = context(name, inputs, kind, profile_steps=record)
         return ctx, Train().run(config(objective, **changes), ctx)
 
     return dataclasses.make_dataclass("Steps", ["data", "train", "root"])(data, train, tmp_path)
@@ -133,6 +133,18 @@ def test_dpo_raises_the_margin_of_the_better_answer(steps, logged):
     assert len(logged(ctx.output, "heldout_loss")) == 2
     assert result.metrics["heldout_rewards_accuracies"] == 1
     assert result.facts["objective"] == "dpo"
+
+
+def test_another_objective_is_watched_and_recorded_too(steps, logged):
+    dataset, _ = steps.data("orpo")
+    ctx, result = steps.train("orpo", dataset, record=(2, 3), max_steps=4)
+    assert logged(ctx.output, "eta_s")[-1] == 0 < logged(ctx.output, "eta_s")[0]
+    for name in ("tokens_per_second", "step_s", "peak_memory_gib", "learning_rate", "grad_norm"):
+        assert len(logged(ctx.output, name)) == 4
+    assert "mfu_percentage" not in result.metrics  # what is useful there has no one answer
+    names = {path.name for path in (ctx.output / "profile").iterdir()}
+    assert names == {"steps-2-3.json.gz", "steps-2-3.txt"}
+    assert (ctx.output / "throughput.png").is_file()
 
 
 def test_orpo_learns_the_better_answer(steps, logged):
@@ -436,6 +448,35 @@ def test_vllm_gets_base_and_adapter_together_and_the_base_stays_as_it_is(talker)
         found[changed := next(n for n in found if "q_proj" in n)],
         before[f"base_model.model.{changed.removesuffix('.weight')}.base_layer.weight"],
     )
+
+
+# --- out of memory ---------------------------------------------------------------------------------
+
+
+def test_out_of_memory_says_what_took_it(steps, monkeypatch):
+    from toolkit.train import trainer
+
+    build, calls = trainer.build_model, iter(range(1000))
+
+    def small(*args, **kwargs):
+        model = build(*args, **kwargs)
+
+        def check(*_):
+            if next(calls) >= 4:  # of two in each step
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU")
+
+        model.register_forward_pre_hook(check)
+        return model
+
+    monkeypatch.setattr(trainer, "build_model", small)
+    dataset, _ = steps.data("dpo")
+    with pytest.raises(StepFailedError) as raised:
+        steps.train("dpo", dataset, checkpoint_every=1)
+    said = raised.value.message
+    assert "with train.batch_size 4 (pairs): CUDA out of memory\nforecast for the largest" in said
+    assert "(8 x 64 tokens" in said
+    assert all(f"{part} " in said for part in ("weights", "adapter", "optimizer", "activations"))
+    assert raised.value.hint.startswith("lower train.batch_size")
 
 
 # --- interrupted ----------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Two processes train as one does: every engine, uneven steps, stopped and resumed on another number of ranks."""
 
 import dataclasses
+import gzip
 import json
 import os
 import shutil
@@ -136,6 +137,7 @@ def together(tmp_path_factory, base, dataset, configs, alone):
     state = runs.root / "from-one" / "state"
     runs.add("from-one", configs(parallel="fsdp", gradient_accumulation=2))
     shutil.copytree(alone.root / "stopped" / "state", state, dirs_exist_ok=True)
+    runs.add("recorded", configs(parallel="fsdp", max_steps=3), record=[2, 3])
     runs.add("broken", configs(parallel="fsdp", learning_rate=1e30))
     cases = runs.root / "cases.json"
     cases.write_text(json.dumps(runs.cases))
@@ -172,6 +174,19 @@ def test_the_rows_are_those_of_one_process_in_their_order(alone, together, confi
         folder = together.root / f"stopped-{engine}" / "state" / "checkpoints"
         position = checkpoint.read_position(folder / "step-00000005")
         assert dataclasses.replace(position, seconds=0) == dataclasses.replace(one, seconds=0)
+
+
+def test_the_first_rank_records_and_says_the_speed_of_all(together):
+    folder = together.root / "recorded" / "output" / "profile"
+    assert {path.name for path in folder.iterdir()} == {"steps-2-3.json.gz", "steps-2-3.txt"}
+    trace = json.loads(gzip.decompress((folder / "steps-2-3.json.gz").read_bytes()))
+    names = {event.get("name") for event in trace["traceEvents"]}
+    assert {"step 2", "step 3"} <= names
+    assert any("allgather" in str(name).lower() or "all_gather" in str(name) for name in names)
+    speed, taken = (together.log("recorded", key) for key in ("tokens_per_second", "step_s"))
+    assert sum(s * t for s, t in zip(speed, taken, strict=True)) == pytest.approx(
+        together.outcome("recorded")["metrics"]["tokens"]
+    )
 
 
 @pytest.mark.parametrize(

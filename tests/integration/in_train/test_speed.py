@@ -232,6 +232,38 @@ def test_layers_of_one_policy_are_one_compiled_program(build, rows, monkeypatch)
     np.testing.assert_allclose(losses, trained(build(), rows, ["packed"], steps=2), rtol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.parametrize(("keep", "numbers"), [("nothing", 0), ("attention", 64 + 4)])
+def test_the_compiler_keeps_no_more_than_it_is_told(build, rows, monkeypatch, keep, numbers):
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._functorch.partitioners import min_cut_rematerialization_partition
+
+    kept = []
+
+    def forward(program, _inputs):
+        (results,) = next(n for n in program.graph.nodes if n.op == "output").args
+        values = [n.meta["val"] for n in results if hasattr(n, "meta") and n.op != "placeholder"]
+        kept.append([v.numel() for v in values if getattr(v, "dtype", None) == torch.float32])
+        return program.forward
+
+    backend = aot_autograd(
+        fw_compiler=forward, bw_compiler=lambda program, _inputs: program.forward,
+        partition_fn=min_cut_rematerialization_partition,
+    )  # fmt: skip
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **_: compiled(f, backend=backend))
+    torch._dynamo.reset()
+    model = speed_up(build())
+    model.speed._keep = lambda _tokens: [keep, keep]
+    trained(model, rows, ["packed"], steps=1)
+    assert model.speed.gave_up is None
+    batch = collate(rows, BATCHES["packed"])
+    result, *others = kept[0]
+    assert result == batch.ids.size * 64  # what the layer gives
+    thin = 0 if keep == "nothing" else 4 * (3 + 1 + 2 + 1)  # x A^T of rank 4, seven adapters
+    assert sum(others) == batch.ids.size * (numbers + thin)
+
+
 def test_a_compiler_that_fails_is_given_up_and_training_goes_on(build, rows, monkeypatch):
     def broken(_function, **_):
         def fail(*_args, **_kwargs):

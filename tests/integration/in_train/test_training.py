@@ -84,7 +84,7 @@ def test_adapter_folder_is_whole_and_names_no_path(train_config, context, base, 
         "chat_template.jinja",
         "generation_config.json",
         "metrics.jsonl",
-        "loss.png",
+        *("loss.png", "throughput.png", "memory.png"),
     } == names - {"tokenizer_config.json"}
     settings = json.loads((ctx.output / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == "tests/small-llama"

@@ -64,6 +64,7 @@ def _kernel() -> Any:
     from vllm.scalar_type import scalar_types
 
     base: Any = MPLinearKernel
+    symmetric = (scalar_types.uint4b8, scalar_types.uint8b128)
 
     class DequantizedLinearKernel(base):  # type: ignore[misc]  # the engine is not here to be checked
         """As exact as the packed kernel, and as large and as fast as the full model."""
@@ -74,8 +75,9 @@ def _kernel() -> Any:
 
         @classmethod
         def can_implement(cls, c: Any) -> tuple[bool, str | None]:
-            if c.zero_points or c.weight_type not in (scalar_types.uint4b8, scalar_types.uint8b128):
-                return False, f"{c.weight_type} is not a symmetric 4- or 8-bit integer"
+            known = (scalar_types.uint4,) if c.zero_points else symmetric
+            if c.weight_type not in known:
+                return False, f"{c.weight_type} is not a 4- or 8-bit integer that is known here"
             return True, None
 
         def process_weights_after_loading(self, layer: Any) -> None:
@@ -87,13 +89,21 @@ def _kernel() -> Any:
                 weight = weight.t()
             by_output = scales.data if scales.output_dim == 0 else scales.data.t()
             width = weight.shape[1] // by_output.shape[1]
-            full = weight.to(torch.float32) * by_output.to(torch.float32).repeat_interleave(
-                width, 1
-            )
+            full = weight.to(torch.float32)
+            used = [self.w_q_name, self.w_s_name]
+            if self.config.zero_points:
+                zeros = getattr(
+                    layer, self.w_zp_name
+                )  # [out / values per int32, groups], or turned round
+                points = unpack(zeros.data, bits, zeros.packed_dim)
+                points = points if zeros.output_dim == 0 else points.t()
+                full -= points.to(torch.float32).repeat_interleave(width, 1)
+                used.append(self.w_zp_name)
+            full *= by_output.to(torch.float32).repeat_interleave(width, 1)
             layer.weight = torch.nn.Parameter(
                 full.to(self.config.act_type).contiguous(), requires_grad=False
             )
-            for name in (self.w_q_name, self.w_s_name):
+            for name in used:
                 getattr(layer, name).data = torch.empty(0)
             dispatch_cpu_unquantized_gemm(layer, remove_weight=True)
 

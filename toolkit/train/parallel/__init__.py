@@ -10,6 +10,7 @@ The step loop (``train/sft.py``) is the same for one process and for many. What 
     zero.py     DeepSpeed ZeRO-2 and ZeRO-3
     choose.py   what ``train.parallel: auto`` comes to (pure, no torch)
     launch.py   torchrun: its command line, and one clear error out of many processes
+    again.py    all ranks start again with smaller micro-batches when one ran out of memory
 
 Two rules hold for every engine: the loss is averaged over the trained tokens of the whole step,
 and all ranks make the same number of forward passes.

@@ -1,25 +1,19 @@
 """``train.parallel: auto``: how several GPUs share the work, and why, in one sentence. Pure, no torch.
 
-What must fit beside activations, for each weight (Rajbhandari et al. 2020, arXiv:1910.02054, section
-3.1, with float32 master weights): a trained one takes 16 bytes (weight, gradient, two moments of
-AdamW), a frozen one what it is stored in.
+What must fit beside activations is the forecast's: weights, gradients and optimizer states, held whole.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from toolkit.preflight.base_facts import LINEARS, BaseFacts
+from toolkit.forecast import training
+from toolkit.forecast.block import Rows
+from toolkit.preflight.base_facts import BaseFacts, shape_of
 from toolkit.preflight.gpu import GpuFacts
 from toolkit.recipe.train import TrainSection
 
 GIB = 2**30
-
-TRAINED_BYTES = 16
-"""Of one trained weight: float32 weight, gradient and the two moments of AdamW."""
-
-NF4_BYTES = 0.56
-"""Of one weight in NF4 with double quantization, scales included."""
 
 ROOM = 0.6
 """Share of a GPU that weights and their state may take; the rest is for activations."""
@@ -61,6 +55,8 @@ def choose(
 
 def _why_whole(train: TrainSection, gpu: GpuFacts | None) -> str | None:
     """Why every process has to hold everything, whatever its size; ``None`` where it has not."""
+    if train.objective != "sft":
+        return f"the trainer of {train.objective} copies the model to each GPU"
     if train.optimizer == "adamw_8bit":
         return "8-bit AdamW keeps its state in blocks, which cannot be shared out"
     if train.lora.init != "default":
@@ -70,31 +66,22 @@ def _why_whole(train: TrainSection, gpu: GpuFacts | None) -> str | None:
 
 def bytes_whole(train: TrainSection, base: BaseFacts) -> int | None:
     """Weights, gradients and optimizer state, held whole by one GPU; ``None`` where the config is silent."""
-    parameters, stored = base.parameters, base.weight_bytes
-    if parameters is None or stored is None:
+    shape = shape_of(base)
+    if shape is None:
         return None
-    if train.method == "full":
-        return parameters * TRAINED_BYTES
-    adapter = _adapter_weights(train, base) * TRAINED_BYTES
-    if train.method == "lora":
-        return parameters * 2 + adapter
-    linear = sum(out * width for _, (out, width) in _linears(base)) * _layers(base)
-    return int(linear * NF4_BYTES) + (parameters - linear) * 2 + adapter
-
-
-def _adapter_weights(train: TrainSection, base: BaseFacts) -> int:
-    """A [rank, inputs] and B [outputs, rank] of every targeted linear layer."""
-    wanted = train.lora.targets
-    chosen = [shape for name, shape in _linears(base) if wanted == "all-linear" or name in wanted]
-    return train.lora.rank * _layers(base) * sum(out + width for out, width in chosen)
-
-
-def _linears(base: BaseFacts) -> list[tuple[str, tuple[int, int]]]:
-    return [(name, shape) for name in LINEARS if (shape := base.linear(name))]
-
-
-def _layers(base: BaseFacts) -> int:
-    return base.number("num_hidden_layers") or 0
+    in_fp8 = train.base_precision == "fp8"
+    lora = train.lora
+    setup = training.Setup(
+        shape,
+        train.method,
+        "nf4" if train.method == "qlora" else "fp8_once" if in_fp8 else "bf16",
+        2,
+        Rows(1, 1, 1),
+        targets=tuple(shape.linears) if lora.targets == "all-linear" else lora.targets,
+        rank=lora.rank,
+        optimizer=train.optimizer,
+    )
+    return round(training.held_bytes(setup))
 
 
 def _unknown(train: TrainSection) -> Choice:

@@ -34,6 +34,8 @@ class Engine:
     name: ClassVar[str] = "single"
     shards_weights: ClassVar[bool] = False
     """Whether a GPU need not hold all weights."""
+    shares_state: ClassVar[bool] = False
+    """Whether no rank alone holds all trained weights and what the optimizer keeps for them."""
 
     def __init__(self, model: Any, config: TrainSection, numerics: Numerics, ranks: Ranks) -> None:
         self.model = model
@@ -86,14 +88,13 @@ class Engine:
         norm = self.clip(self.config.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return norm
+        return float(whole(norm))  # read last: a GPU that is waited for has nothing to do meanwhile
 
-    def clip(self, max_norm: float) -> float:
-        """Scale gradients down to ``max_norm``; return the norm they had, over all shards."""
+    def clip(self, max_norm: float) -> torch.Tensor:
+        """Scale gradients down to ``max_norm``; the norm they had, on its device, in shards."""
         import torch
 
-        norm = torch.nn.utils.clip_grad_norm_([w for _, w in trainable(self.model)], max_norm)
-        return float(whole(norm))
+        return torch.nn.utils.clip_grad_norm_([w for _, w in trainable(self.model)], max_norm)
 
     @contextmanager
     def scoring(self) -> Iterator[None]:

@@ -16,6 +16,7 @@ class FullyShard(Engine):
 
     name: ClassVar[str] = "fsdp"
     shards_weights: ClassVar[bool] = True
+    shares_state: ClassVar[bool] = True
 
     def wrap(self, root: Any, numerics: Numerics) -> Any:
         """Shard in place; frozen weights keep their type, adapters theirs.

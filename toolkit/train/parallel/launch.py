@@ -22,6 +22,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from toolkit.train.parallel import again
+
 LINGER_S = 3.0
 """How long a failed rank waits for the errors of the others before torchrun ends them."""
 
@@ -88,38 +90,62 @@ def rank_environ(launch: Launch, given: Mapping[str, str], cores: int) -> dict[s
 
 
 def run(launch: Launch, run_id: str, program: Path, step_file: Path, state: Path) -> int:
-    """Start the ranks, wait for them, leave one ``error.json`` if they fail; return the exit code."""
+    """Start the ranks, wait for them, leave one ``error.json`` if they fail; return the exit code.
+
+    When a rank that ran out of memory asks for it, all are started again (``again.py``).
+    """
+    node = int(os.environ.get(NODE, "0"))
+    if node == 0:
+        again.forget(state)
+    os.environ.update(rank_environ(launch, os.environ, len(os.sched_getaffinity(0))))
+    signal.signal(signal.SIGTERM, _pass_on)
+    _STOPPED.clear()
+    start = 0
+    while True:
+        if node == 0:
+            for old in state.glob("rank-*.json"):
+                old.unlink()
+        os.environ[again.START] = str(start)
+        name = f"{run_id}-{start}"
+        died = _run_ranks(torchrun_arguments(launch, node, name, program, step_file))
+        if not died:
+            return 0
+        wanted = again.asked(state, start)
+        if wanted is None or _STOPPED:
+            report = cause(errors_of(state), died, launch.ranks)
+            if node == 0:
+                (state / "error.json").write_text(json.dumps(report))
+            print(f"error: {report['message']}", file=sys.stderr)  # noqa: T201 - the step's log
+            return int(report["exit_code"])
+        print(wanted.says, file=sys.stderr)  # noqa: T201 - stderr is the step's log
+        start += 1
+
+
+_STOPPED: list[int] = []
+"""Signals that were passed on: who was asked to stop is not started again."""
+
+
+def _run_ranks(given: list[str]) -> dict[int, int]:
+    """Run all ranks of this node to their end; exit codes of those that failed, by rank."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args
     from torch.distributed.run import run as torchrun
 
-    node = int(os.environ.get(NODE, "0"))
-    if node == 0:
-        for old in state.glob("rank-*.json"):
-            old.unlink()
-    os.environ.update(rank_environ(launch, os.environ, len(os.sched_getaffinity(0))))
-    arguments = parse_args(torchrun_arguments(launch, node, run_id, program, step_file))
+    arguments = parse_args(given)
     arguments.signals_to_handle = "SIGINT,SIGHUP,SIGQUIT"  # SIGTERM is ours
-    signal.signal(signal.SIGTERM, _pass_on)
-    died: dict[int, int] = {}
     try:
         torchrun(arguments)
     except ChildFailedError as error:
-        died = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        return {rank: failure.exitcode for rank, failure in error.failures.items()}
     except SignalException as error:
-        died = {0: -int(error.sigval)}
-    if not died:
-        return 0
-    report = cause(errors_of(state), died, launch.ranks)
-    if node == 0:
-        (state / "error.json").write_text(json.dumps(report))
-    print(f"error: {report['message']}", file=sys.stderr)  # noqa: T201 - stderr is the step's log
-    return int(report["exit_code"])
+        return {0: -int(error.sigval)}
+    return {}
 
 
 def _pass_on(number: int, _frame: FrameType | None) -> None:
     """Give a signal to every rank; each ends its step, then all leave together."""
+    _STOPPED.append(number)
     own = os.getpid()
     for task in Path(f"/proc/{own}/task").iterdir():
         for child in (task / "children").read_text().split():

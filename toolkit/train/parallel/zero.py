@@ -25,6 +25,7 @@ class Zero2(Engine):
 
     name: ClassVar[str] = "zero2"
     stage: ClassVar[int] = 2
+    shares_state: ClassVar[bool] = True
 
     def wrap(self, root: Any, numerics: Numerics) -> Any:
         """DeepSpeed's engine: it owns the optimizer, and clips in its own step.

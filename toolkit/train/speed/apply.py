@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from toolkit.forecast.block import Keep
 from toolkit.train.speed import attention
 from toolkit.train.speed.bases import merged_base, second_copy
-from toolkit.train.speed.choose import Choice, Keep, LayerBytes, keep_for
-from toolkit.train.speed.group import Group, share_input, take_over
+from toolkit.train.speed.choose import Choice, LayerBytes, keep_for
+from toolkit.train.speed.group import Group, gate, share_input, take_over
 from toolkit.train.speed.loss import PIECE, AfterHead, HeadLoss
 from toolkit.train.speed.recompute import COST, keeping
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 SHARED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Children that a module of a known architecture calls with its own input."""
+GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+"""All children of a module that computes ``down(act(gate(x)) * up(x))``."""
 MLP = ("gate_proj", "up_proj", "gate_up_proj")
 SPARE_BYTES = 1.25 * 2**30
 """Left to libraries, to what does not fit its block, and to what was not thought of."""
@@ -48,7 +51,20 @@ def group_layers(root: Any, kind: str, *, merge: bool) -> list[Group]:
         if _is_adapted(module) and module not in taken:
             groups.append(_group([module], kind, name.rpartition(".")[2]))
             take_over(module, groups[-1])
+    for parent in list(root.modules()) if merge else ():
+        if _is_gated(parent):
+            gate(parent, parent.speed_group, parent.down_proj.speed_group)
     return groups
+
+
+def _is_gated(module: Any) -> bool:
+    if {name for name, _ in module.named_children()} != GATED:
+        return False
+    silu = (
+        isinstance(module.act_fn, torch.nn.SiLU) or type(module.act_fn).__name__ == "SiLUActivation"
+    )
+    groups = getattr(module, "speed_group", None), getattr(module.down_proj, "speed_group", None)
+    return silu and all(group is not None and group.plain for group in groups)
 
 
 def _is_adapted(module: Any) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toolkit.train.speed import fp8
+from toolkit.models.fp8 import rounded_rows
 from toolkit.train.speed.ops import turned
 
 
@@ -17,7 +17,7 @@ def merged_base(members: list[Any], kind: str) -> tuple[Tensor, ...]:
     if kind == "nf4":
         return _merged_nf4(layers)
     if kind == "fp8":
-        parts = [fp8.quantize_rows(layer.weight.data) for layer in layers]
+        parts = [rounded_rows(layer.weight.data) for layer in layers]
         merged = torch.cat([weight for weight, _ in parts])
         _point_into(layers, merged)
         return merged, torch.cat([scale for _, scale in parts])

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
+
+from toolkit.forecast.block import Keep, fused_elements
+from toolkit.forecast.training import KEEPS
 
 if TYPE_CHECKING:
     from toolkit.recipe.train import TrainSection
-
-Keep = Literal["everything", "products", "but_mlp", "attention", "nothing"]
-"""What a decoder layer keeps for its backward pass; see ``recompute.py``."""
-KEEPS: tuple[Keep, ...] = ("products", "but_mlp", "attention", "nothing")
-"""The fastest first: each keeps less and computes more again than the one before."""
 
 FAMILIES: Mapping[str, str] = {
     "CohereForCausalLM": "scaled logits",
@@ -157,18 +155,9 @@ class LayerBytes:
 
     def kept(self, keep: Keep) -> int:
         """Bytes per token that are kept between forward and backward."""
-        entry = self.hidden
-        attention = self.queries + 2  # and the log-sum-exp of each head, 4 bytes a head of 128
-        projections = self.queries + 2 * self.keys + self.hidden
-        mlp = 2 * self.inner
-        numbers = {
-            "nothing": entry,
-            "attention": entry + attention,
-            "but_mlp": entry + attention + projections,
-            "products": entry + attention + projections + mlp,
-            "everything": 2 * entry + attention + 2 * projections + 3 * mlp,
-        }[keep]
-        return numbers * self.width
+        lse = 2  # of each token, at least: the softmax's logarithm
+        elements = fused_elements(self.hidden, self.inner, self.queries, self.keys, keep)
+        return self.width * (elements + (lse if keep != "nothing" else 0))
 
     @property
     def passing(self) -> int:

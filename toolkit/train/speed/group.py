@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from toolkit.train.speed.gated import GatedProduct
 from toolkit.train.speed.linear import LoraProduct, base_product
 
 ADAPTER = "default"
@@ -42,15 +43,25 @@ class Group:
             return self._split(
                 base_product(self.kind, rows, self.frozen, *self._nothing(rows), 0), x
             )
-        a = torch.cat([m.lora_A[ADAPTER].weight for m in self.members]).to(x.dtype)
-        up = [m.lora_B[ADAPTER].weight for m in self.members]
-        b = (up[0] if len(up) == 1 else torch.block_diag(*up)).to(x.dtype)
+        a, b = self.factors(x.dtype)
         dropout = first.lora_dropout[ADAPTER]
         dropped = None
         if first.training and isinstance(dropout, torch.nn.Dropout) and dropout.p > 0:
             dropped = dropout(rows)
         y = LoraProduct.apply(rows, dropped, a, b, self.scale, self.kind, self.cost, *self.frozen)
         return self._split(y, x)
+
+    def factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """A stacked [R, I] and B block-diagonal [O, R]."""
+        a = torch.cat([m.lora_A[ADAPTER].weight for m in self.members]).to(dtype)
+        up = [m.lora_B[ADAPTER].weight for m in self.members]
+        return a, (up[0] if len(up) == 1 else torch.block_diag(*up)).to(dtype)
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is a product and its adapter, with no bias and nothing dropped."""
+        dropouts = (m.lora_dropout[ADAPTER] for m in self.members)
+        return self.bias is None and not any(getattr(d, "p", 0) for d in dropouts)
 
     def _split(self, y: Tensor, x: Tensor) -> tuple[Tensor, ...]:
         if self.bias is not None:
@@ -102,6 +113,30 @@ def take_over(layer: Any, group: Group) -> None:
 def _alone_class(plain: type) -> type:
     """One class for all layers: compiled code is shared by modules of the same class."""
     return type("Speed" + plain.__name__, (plain,), {"forward": _alone})
+
+
+def gate(parent: Any, up: Group, down: Group) -> None:
+    """Let ``parent``, whose ``up`` shares its input, compute its whole block at once."""
+    parent.speed_down = down
+    parent.__class__ = _gating_class(type(parent))  # type: ignore[arg-type]
+
+
+@cache
+def _gating_class(sharing: Any) -> type:
+    def forward(self: Any, hidden_states: Tensor) -> Tensor:
+        up, down = self.speed_group, self.speed_down
+        if up.members[0].disable_adapters:
+            result: Tensor = sharing.forward(self, hidden_states)
+            return result
+        rows = hidden_states.reshape(-1, hidden_states.shape[-1])
+        given = (*up.factors(rows.dtype), *down.factors(rows.dtype))
+        result = GatedProduct.apply(
+            rows, *given, (up.scale, down.scale), up.kind, (up.cost, down.cost), len(up.frozen),
+            *up.frozen, *down.frozen,
+        )  # fmt: skip
+        return result.view_as(hidden_states)
+
+    return type(sharing.__name__, (sharing,), {"forward": forward})
 
 
 def share_input(parent: Any, names: Sequence[str], group: Group) -> None:

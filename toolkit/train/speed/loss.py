@@ -7,8 +7,6 @@ gradient for the hidden states is finished in the forward pass and backward only
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -49,12 +47,11 @@ def entropy_and_gradient(
     return (lse - chosen).sum(), gradient.to(logits.dtype)
 
 
-@cache
-def _compiled() -> Callable[..., tuple[Tensor, Tensor]]:
-    compiled: Callable[..., tuple[Tensor, Tensor]] = torch.compile(
-        entropy_and_gradient, dynamic=True
-    )
-    return compiled
+def _by_kernel(logits: Tensor, targets: Tensor, scale: float, cap: float) -> tuple[Tensor, Tensor]:
+    """The same on a GPU; the gradient takes the logits' place."""
+    from toolkit.train.speed.loss_kernel import entropy_
+
+    return entropy_(logits, targets, scale, cap).sum(), logits
 
 
 class HeadLoss(torch.autograd.Function):  # type: ignore[misc] # torch is not there for mypy
@@ -69,7 +66,7 @@ class HeadLoss(torch.autograd.Function):  # type: ignore[misc] # torch is not th
         after: AfterHead = AfterHead(),  # noqa: B008 - immutable
         piece: int = PIECE,
     ) -> Tensor:
-        entropy = _compiled() if hidden.is_cuda else entropy_and_gradient
+        entropy = _by_kernel if hidden.is_cuda else entropy_and_gradient
         wide = torch.promote_types(hidden.dtype, torch.float32)
         total = torch.zeros((), dtype=wide, device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None

@@ -18,13 +18,14 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
+from toolkit.forecast.block import Keep
 from toolkit.train.speed import attention as _attention  # noqa: F401 - defines an operator
+from toolkit.train.speed import gated as _gated  # noqa: F401 - defines operators
 from toolkit.train.speed import nf4 as _nf4  # noqa: F401 - defines an operator
-from toolkit.train.speed.choose import Keep
 
 COST = {"mlp": 1, "projection": 2}
 """``cost`` of a product: what is dropped first has the lowest."""
-_LOWEST = {"products": 1, "but_mlp": 2, "attention": 3}
+_LOWEST = {"products": 1, "but_mlp": 2, "attention": 3, "nothing": 4}
 """The lowest cost that is kept."""
 
 _PRODUCTS = {
@@ -39,13 +40,14 @@ _ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
     torch.ops.toolkit_speed.packed_attention.default,
 }
-_THIN = torch.ops.aten.mm.default
-"""x A^T: a few bytes a token."""
+_THIN = {torch.ops.aten.mm.default, torch.ops.toolkit_speed.quantize_thin.default}
+"""x A^T: a few bytes a token. Of what the other gives, backward reads only that."""
+_KEPT = _ATTENTION | _THIN
 
 
 def _policy(keep: Keep, _ctx: Any, op: Any, *args: Any, **_kwargs: Any) -> CheckpointPolicy:
     # by name: the compiler takes a number that differs between layers for a size that varies
-    kept = args[-1] >= _LOWEST[keep] if op in _PRODUCTS else op in _ATTENTION or op is _THIN
+    kept = args[-1] >= _LOWEST[keep] if op in _PRODUCTS else op in _KEPT and keep != "nothing"
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
@@ -53,7 +55,6 @@ def keeping(forward: Callable[..., Any], keep: Keep) -> Callable[..., Any]:
     """``forward`` of a layer, which keeps no more than ``keep`` for its backward pass."""
     if keep == "everything":
         return forward
-    if keep == "nothing":
-        return partial(checkpoint, forward, use_reentrant=False)
+    # "nothing" by a policy as well: without one the compiler keeps the results of our operators
     contexts = partial(create_selective_checkpoint_contexts, partial(_policy, keep))
     return partial(checkpoint, forward, use_reentrant=False, context_fn=contexts)
