@@ -39,6 +39,7 @@ class Case:
         expect: ``ok``, ``warn`` or ``refuse``; for an adapter perhaps by engine.
         engine: Name and version; empty for that of the shipped lock.
         accelerator: ``cpu`` or ``cuda``.
+        ranks: Processes that train together.
         gpu: Fields of GpuFacts, with ``memory_gib`` and ``used_gib``.
         recipe: Sections besides ``name`` and ``model``.
         trains: Whether the recipe has data and trains.
@@ -58,6 +59,7 @@ class Case:
     engine: str = ""
     accelerator: str = "cpu"
     gpu: dict[str, Any] | None = None
+    ranks: int = 1
     recipe: dict[str, Any] = field(default_factory=dict)
     trains: bool = False
     base: dict[str, Any] = field(default_factory=dict)
@@ -110,7 +112,7 @@ class Case:
             engine_version=self.engine.rpartition(" ")[2] or None,
             gpu=_gpu(self.gpu),
         )
-        return check(made, facts)
+        return check(made, replace(facts, ranks=self.ranks))
 
 
 def _gpu(given: dict[str, Any] | None) -> GpuFacts | None:
