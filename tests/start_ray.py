@@ -40,8 +40,9 @@ def main(folder: Path, port: str, token: str) -> None:
         "RAY_DASHBOARD_STARTUP_TIMEOUT_S": str(PATIENCE_S),
         "RAY_agent_register_timeout_ms": str(PATIENCE_S * 1000),
     }
-    import psutil
     from ray._private import services
+
+    import psutil  # isort: skip - Ray brings its own, and finds it once it is imported
 
     impatient = services.get_node
 
