@@ -341,7 +341,7 @@ def test_the_template_of_this_machines_queue_is_a_profile():
 
 def test_a_cancelled_chain_ends_killed_in_mlflow_with_the_run_that_waited(world):
     """Its training was preempted and waits; the chain is cancelled; nobody runs that could end the runs."""
-    from toolkit.launch.settle import settle
+    from toolkit.launch.settle import reopen, settle
     from toolkit.tracking import RecipeRun, StepRun, resolve
     from toolkit.tracking.client import connect
     from toolkit.workspace import Workspace
@@ -372,3 +372,17 @@ def test_a_cancelled_chain_ends_killed_in_mlflow_with_the_run_that_waited(world)
     assert settle(world.jobs / chain) == "KILLED"  # and nothing more
     said = client.get_run(parent.run_id).data.tags["toolkit.error"]
     assert said == "step-1: cancelled by me"
+    reopen(world.jobs / chain)  # as `jobs retry` does
+    again = client.get_run(parent.run_id)
+    assert again.info.status == "RUNNING"
+    assert "toolkit.error" not in again.data.tags
+
+
+def test_without_the_queues_package_a_submission_says_so(world, monkeypatch):
+    from toolkit.launch import keeping
+
+    monkeypatch.setattr(keeping, "find_spec", lambda _: None)
+    with pytest.raises(errors.NotInstalledError) as caught:
+        keeping.ask(world.jobs / world.write(["true"]))
+    assert "the package dbos is not installed" in caught.value.message
+    assert caught.value.hint.startswith("pip install 'dbos>=3.4,<4'")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from toolkit.cli import render
 
@@ -25,35 +25,54 @@ def follow(
     Raises:
         TimeoutError: It is not over in time.
     """
-    from toolkit.launch import keeping, orders, report
-    from toolkit.launch.folder import JobFolder, read
-    from toolkit.launch.logs import Reader
+    from toolkit.launch.folder import read
     from toolkit.launch.settle import settle
 
     chain = read(jobs / name / "chain.json") or {}
-    readers = {job: Reader(JobFolder(jobs / name / job)) for job in chain["jobs"]}
-    shown: dict[str, tuple[str, str | None]] = {}
-    asked, begun = 0.0, time.monotonic()
-    reports: list[JobReport] = []
+    view, begun = None if quiet else _View(jobs, chain), time.monotonic()
+    asked = -ASK_S
     while True:
-        if time.monotonic() - asked > ASK_S or chain["backend"] == "local":
-            reports = orders.look(jobs, [chain])
-        if time.monotonic() - asked > ASK_S:
-            asked = time.monotonic()
-            if report.needs_keeper(chain) and not all(one.state.ended for one in reports):
-                keeping.ensure(jobs)
+        if time.monotonic() - asked >= ASK_S or chain["backend"] == "local":
+            reports, asked = _ask(jobs, chain, asked)
         over = all(one.state.ended for one in reports)
-        if not quiet:
-            for reader in readers.values():
-                for line in reader.read(last=over):
-                    render.hint(line.text)
-            _show_changes(reports, shown)
+        if view:
+            view.show(reports, over=over)
         if over:
             settle(jobs / name)
             return reports
         if timeout_s is not None and time.monotonic() - begun > timeout_s:
             raise TimeoutError
         time.sleep(LOOK_S)
+
+
+def _ask(jobs: Path, chain: dict[str, Any], asked: float) -> tuple[list[JobReport], float]:
+    """Reports of a chain; every ASK_S its keeper is looked after too. With them, when that was last."""
+    from toolkit.launch import keeping, orders, report
+
+    reports = orders.look(jobs, [chain])
+    if time.monotonic() - asked < ASK_S:
+        return reports, asked
+    if report.needs_keeper(chain) and not all(one.state.ended for one in reports):
+        keeping.ensure(jobs)
+    return reports, time.monotonic()
+
+
+class _View:
+    """What a terminal shows of a chain."""
+
+    def __init__(self, jobs: Path, chain: dict[str, Any]) -> None:
+        from toolkit.launch.folder import JobFolder
+        from toolkit.launch.logs import Reader
+
+        self._readers = [Reader(JobFolder(jobs / chain["id"] / job)) for job in chain["jobs"]]
+        self._shown: dict[str, tuple[str, str | None]] = {}
+
+    def show(self, reports: Sequence[JobReport], *, over: bool) -> None:
+        """Print new lines of the jobs, then what changed of their states."""
+        for reader in self._readers:
+            for line in reader.read(last=over):
+                render.hint(line.text)
+        _show_changes(reports, self._shown)
 
 
 def _show_changes(reports: Sequence[JobReport], shown: dict[str, tuple[str, str | None]]) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from toolkit.cli import job_tables as tables
 from toolkit.cli import render
 from toolkit.cli.options import json_option, workspace_option
 
@@ -45,14 +46,14 @@ def list_jobs(show_all: bool, workspace: Path | None, as_json: bool) -> None:
     root, chains = _chains(workspace)
     reports = _look(root, chains)
     if not show_all:
-        reports = _recent(reports)
+        reports = tables.recent(reports)
     if as_json:
         render.as_json([asdict(one) for one in reports])
     elif not reports:
         render.say("no jobs: toolkit run RECIPE --on PROFILE submits some")
     else:
         columns = ("job", "state", "tries", "time", "where", "reason")
-        render.table(columns, [_row(one) for one in reversed(reports)])
+        render.table(columns, [tables.row(one) for one in reversed(reports)])
 
 
 @jobs.command("show")
@@ -69,10 +70,10 @@ def show_jobs(names: Sequence[str], workspace: Path | None, as_json: bool) -> No
     root, chains = _chains(workspace, names)
     reports = _named(_look(root, chains), root, names)
     if as_json:
-        render.as_json([_full(one) for one in reports])
+        render.as_json([tables.full(one) for one in reports])
         return
     for one in reports:
-        _show_one(one)
+        tables.show_one(one)
 
 
 @jobs.command("logs")
@@ -99,7 +100,7 @@ def show_logs(name: str, follow: bool, workspace: Path | None, as_json: bool) ->
 
         for line in logs.lines(root, chain, ids[chain["id"]], follow=follow, tick=tick):
             if as_json:
-                render.say(_one_line_of_json(asdict(line)))
+                render.say(tables.one_line_of_json(asdict(line)))
             else:
                 render.say(f"[node {line.node}] {line.text}" if line.node else line.text)
 
@@ -130,8 +131,8 @@ def wait_for(
         except TimeoutError:
             render.hint(f"{chain['id']} is not over after {timeout:g} s")
             sys.exit(124)
-    _show_all(reports, as_json=as_json)
-    sys.exit(_exit_code(reports))
+    tables.show_all(reports, as_json=as_json)
+    sys.exit(tables.exit_code(reports))
 
 
 @jobs.command("cancel")
@@ -153,7 +154,7 @@ def cancel_jobs(names: Sequence[str], workspace: Path | None, as_json: bool) -> 
     line = render.ProgressLine("cancel")
     reports = orders.cancel(root, wanted, line.update)
     ids = {one for some in wanted.values() for one in some}
-    _show_all([one for one in reports if one.id in ids], as_json=as_json)
+    tables.show_all([one for one in reports if one.id in ids], as_json=as_json)
     if left := [one.id for one in reports if one.id in ids and not one.state.ended]:
         raise BackendError(f"not gone yet: {', '.join(left)}", "run the same command again")
 
@@ -195,7 +196,7 @@ def top(workspace: Path | None, as_json: bool) -> None:
     by: dict[tuple[str, str], list[JobReport]] = defaultdict(list)
     for one in reports:
         by[one.recipe, one.step].append(one)
-    rows = [_cost(recipe, step, some) for (recipe, step), some in by.items()]
+    rows = [tables.cost(recipe, step, some) for (recipe, step), some in by.items()]
     rows.sort(key=lambda row: (-row["gpu_hours"], -row["hours"]))
     total = sum(row["gpu_hours"] for row in rows)
     if as_json:
@@ -204,24 +205,8 @@ def top(workspace: Path | None, as_json: bool) -> None:
         )
         return
     columns = ("recipe", "step", "jobs", "tries", "running", "hours", "GPU-hours")
-    render.table(columns, [tuple(_number(value) for value in row.values()) for row in rows])
+    render.table(columns, [tuple(tables.number(value) for value in row.values()) for row in rows])
     render.say(f"{total:.2f} GPU-hours in all; {sum(row['running'] for row in rows)} jobs run now")
-
-
-def _cost(recipe: str, step: str, some: Sequence[JobReport]) -> dict[str, Any]:
-    return {
-        "recipe": recipe,
-        "step": step,
-        "jobs": len(some),
-        "tries": sum(one.attempts for one in some),
-        "running": sum(one.state == "running" for one in some),
-        "hours": sum(one.seconds for one in some) / 3600,
-        "gpu_hours": sum(one.gpu_hours for one in some),
-    }
-
-
-def _number(value: Any) -> Any:
-    return f"{value:.3f}" if isinstance(value, float) else value
 
 
 def reports_of(root: Path, chain: str) -> list[JobReport]:
@@ -262,75 +247,8 @@ def _look(root: Path, chains: Sequence[dict[str, Any]]) -> list[JobReport]:
     return reports
 
 
-def _recent(reports: Iterable[JobReport]) -> list[JobReport]:
-    """Those of chains that are not over, or ended within a day."""
-    by: dict[str, list[JobReport]] = defaultdict(list)
-    for one in reports:
-        by[one.chain].append(one)
-    day = time.time() - 86400
-    kept = (
-        some
-        for some in by.values()
-        if not all(one.state.ended for one in some) or max(one.ended or 0 for one in some) > day
-    )
-    return [one for some in kept for one in some]
-
-
 def _named(reports: Sequence[JobReport], root: Path, names: Sequence[str]) -> list[JobReport]:
     from toolkit.launch import orders
 
     ids = {one for some in orders.find(root, names).values() for one in some}
     return [one for one in reports if one.id in ids]
-
-
-def _row(one: JobReport) -> tuple[Any, ...]:
-    where = " ".join(filter(None, (one.host, f"GPU {one.gpus}" if one.gpus else None)))
-    took = render.duration(one.seconds) if one.seconds else None
-    return one.id, one.state.value, one.attempts or None, took, where, one.reason
-
-
-def _full(one: JobReport) -> dict[str, Any]:
-    from toolkit.launch.folder import JobFolder
-
-    attempts = JobFolder(Path(one.folder)).attempts
-    told = [{"number": a.number, "started": a.started, "ended": a.ended} for a in attempts]
-    return asdict(one) | {"tries": told}
-
-
-def _show_one(one: JobReport) -> None:
-    render.say(f"{one.id}  {one.state.value}{f': {one.reason}' if one.reason else ''}")
-    if one.hint:
-        render.say(f"  hint: {one.hint}")
-    engine = f"{one.engine_id} ({one.word})" if one.word else one.engine_id
-    render.say(
-        f"  {one.backend}: {engine or 'not handed over'}; profile {one.profile}; {one.folder}"
-    )
-    for row in _full(one)["tries"]:
-        begun, ended = row["started"] or {}, row["ended"] or {}
-        gpus = f", GPU {begun['gpus']}" if begun.get("gpus") else ""
-        end = f"{ended['cause']}: {ended['message'] or 'exit code 0'}" if ended else "runs"
-        render.say(f"  try {row['number']} on {begun.get('host')}{gpus}: {end}")
-    render.say(f"  {render.duration(one.seconds)}, {one.gpu_hours:.3f} GPU-hours")
-
-
-def _show_all(reports: Sequence[JobReport], *, as_json: bool) -> None:
-    if as_json:
-        render.as_json([asdict(one) for one in reports])
-    else:
-        columns = ("job", "state", "tries", "time", "where", "reason")
-        render.table(columns, [_row(one) for one in reports])
-
-
-def _exit_code(reports: Sequence[JobReport]) -> int:
-    """0 when all succeeded; else the first one's own, where that is one for people."""
-    for one in reports:
-        if one.state != "succeeded":
-            code = one.exit_code or 1
-            return code if 0 < code < 128 else 1
-    return 0
-
-
-def _one_line_of_json(value: dict[str, Any]) -> str:
-    import json
-
-    return json.dumps(value, ensure_ascii=False)

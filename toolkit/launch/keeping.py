@@ -14,9 +14,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from toolkit import resources
+from toolkit.errors import NotInstalledError
 from toolkit.launch import causes
 from toolkit.launch.holding import is_held
 from toolkit.workspace import private_folder
@@ -31,9 +33,27 @@ def place(jobs: Path) -> Path:
 
 
 def ask(chain: Path) -> None:
-    """Have the keeper look at a chain; start one unless it runs."""
+    """Have the keeper look at a chain; start one unless it runs.
+
+    Raises:
+        NotInstalledError: Its queue is not installed.
+    """
+    require()
     mark(chain)
     ensure(chain.parent)
+
+
+def require() -> None:
+    """Refuse where no keeper can run.
+
+    Raises:
+        NotInstalledError: Its queue is not installed.
+    """
+    if find_spec("dbos") is None:
+        raise NotInstalledError(
+            "jobs need a queue on this machine, and the package dbos is not installed",
+            "pip install 'dbos>=3.4,<4'; without jobs: --profile instead of --on",
+        )
 
 
 def mark(chain: Path) -> None:

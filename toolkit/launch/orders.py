@@ -15,7 +15,7 @@ from toolkit.launch.backend import Backend, backend_of
 from toolkit.launch.folder import JobFolder, read
 from toolkit.launch.handing import hand_over
 from toolkit.launch.report import JobReport
-from toolkit.launch.settle import settle
+from toolkit.launch.settle import reopen, settle
 from toolkit.launch.states import Seen, State
 from toolkit.registry import close_match
 
@@ -144,6 +144,6 @@ def retry(jobs: Path, chain: Mapping[str, Any]) -> list[str]:
         folder.write("retried.json", order | {"round": number})
         for name in ("cancelled.json", "submitted.json", "waiting.json"):
             (folder.path / name).unlink(missing_ok=True)
-    (jobs / chain["id"] / "settled.json").unlink(missing_ok=True)
+    reopen(jobs / chain["id"])
     hand_over(jobs / chain["id"])
     return [one.id for one in again]

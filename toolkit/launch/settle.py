@@ -36,6 +36,15 @@ def settle(folder: Path) -> str | None:
         let_go(lock)
 
 
+def reopen(folder: Path) -> None:
+    """Undo :func:`settle`, because jobs of the chain are started again: its MLflow run runs."""
+    from toolkit.launch.within import parent_run
+
+    if (read(folder / "parent.json") or {}).get("parent_run"):
+        parent_run(read(folder / "chain.json") or {}).leave()
+    (folder / "settled.json").unlink(missing_ok=True)
+
+
 def _settle(folder: Path, chain: Mapping[str, Any], reports: Sequence[JobReport]) -> str:
     status = STATUS[report.state_of(reports)]
     if (read(folder / "parent.json") or {}).get("parent_run"):

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from toolkit import tracking
-from toolkit.launch import limits, snapshot
+from toolkit.launch import keeping, limits, snapshot
 from toolkit.launch.chain import Draft, How, draft
 from toolkit.launch.folder import write
 from toolkit.launch.handing import hand_over
@@ -50,6 +50,8 @@ def submit(prepared: Prepared, statuses: Sequence[StepStatus], how: How) -> Subm
         made = draft(prepared, statuses, how)
         before = (made.folder / "chain.json").exists()
         if not before:
+            if not made.backend.ordered:
+                keeping.require()
             limits.check(made)
             tracking.check(Store.read(made.record["store"]))
             _write(made)

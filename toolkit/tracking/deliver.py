@@ -121,8 +121,10 @@ class Delivery:
             self._again(values)
 
     def _again(self, _values: dict[str, Any]) -> None:
-        """Another process goes on with a run: it runs, whatever it was."""
+        """Another process goes on with a run: it runs, whatever it was, and what went wrong before is past."""
         self._client.update_run(self.run_id, status="RUNNING")
+        if "toolkit.error" in self._client.get_run(self.run_id).data.tags:
+            self._client.delete_tag(self.run_id, "toolkit.error")
 
     def _leave(self, values: dict[str, Any]) -> None:
         """A process leaves a run to another one; ``SCHEDULED`` where that is not sure to come soon."""
