@@ -53,7 +53,11 @@ def main(folder: Path, port: str, token: str) -> None:
                 return impatient(*args)
             except RuntimeError:
                 # A raylet has a patience of its own with its agents, and dies of it.
-                lives = [one for one in psutil.Process().children() if "raylet" in one.name()]
+                lives = [
+                    one
+                    for one in psutil.Process().children()
+                    if "raylet" in one.name() and one.status() != psutil.STATUS_ZOMBIE
+                ]
                 if not lives or time.monotonic() > deadline:
                     raise
 

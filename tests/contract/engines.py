@@ -43,9 +43,13 @@ def ray(folder: Path, request: pytest.FixtureRequest) -> World:
     except NotInstalledError as error:
         pytest.skip(str(error))
     cluster = RayCluster(python)
-    cluster.__enter__()
     request.addfinalizer(lambda: cluster.__exit__(None, None, None))
-    return World(folder, "ray", {"address": cluster.address, "token": f"file:{cluster.token_file}"})
+    cluster.__enter__()
+    world = World(
+        folder, "ray", {"address": cluster.address, "token": f"file:{cluster.token_file}"}
+    )
+    world.cluster = cluster
+    return world
 
 
 ENGINES = {"local": local, "kubernetes": kubernetes, "ray": ray}
