@@ -13,7 +13,7 @@ LOCKS := toolkit/environments/locks
 # Cores that tests use at once: a real engine takes gigabytes of memory.
 CORES := $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n : 4)))
 RECIPE ?= recipes/demo/tickets.yaml
-CPU_ENVIRONMENTS := train-cpu quantize-cpu vllm-cpu router
+CPU_ENVIRONMENTS := train-cpu quantize-cpu vllm-cpu router ray
 # Tests in these folders import torch and run in their stage's environment, not in the core.
 CORE_TESTS := --ignore-glob='*/integration/in_*'
 

@@ -12,6 +12,7 @@ import pytest
 
 from tests.contract.world import World
 from tests.slurm.cluster import SlurmCluster, missing
+from toolkit.errors import NotInstalledError
 
 
 def local(folder: Path, request: pytest.FixtureRequest) -> World:
@@ -34,4 +35,36 @@ def slurm(folder: Path, request: pytest.FixtureRequest) -> World:
     return World(folder, "slurm", {})
 
 
-ENGINES = {"local": local, "slurm": slurm}
+def kubernetes(folder: Path, request: pytest.FixtureRequest) -> World:
+    """A small API server over HTTP whose containers are processes here; no cluster can be raised in CI."""
+    from tests.fake_kubernetes import Cluster
+
+    cluster = Cluster(folder / "cluster")
+    cluster.__enter__()
+    request.addfinalizer(lambda: cluster.__exit__(None, None, None))
+    volumes = [{"path": str(Path(folder.anchor) / folder.parts[1]), "claim": "team"}]
+    section = {"kubeconfig": str(cluster.kubeconfig()), "image": "toolkit", "volumes": volumes}
+    world = World(folder, "kubernetes", section)
+    world.cluster = cluster
+    return world
+
+
+def ray(folder: Path, request: pytest.FixtureRequest) -> World:
+    """A real Ray with four cores and four GPUs that are only numbers."""
+    from tests.ray_cluster import RayCluster, ray_python
+
+    try:
+        python = ray_python()
+    except NotInstalledError as error:
+        pytest.skip(str(error))
+    cluster = RayCluster(python)
+    request.addfinalizer(lambda: cluster.__exit__(None, None, None))
+    cluster.__enter__()
+    world = World(
+        folder, "ray", {"address": cluster.address, "token": f"file:{cluster.token_file}"}
+    )
+    world.cluster = cluster
+    return world
+
+
+ENGINES = {"local": local, "slurm": slurm, "kubernetes": kubernetes, "ray": ray}

@@ -15,7 +15,7 @@ STAGE_LOCKS = [name for name in lock_names() if name not in ("core", "dev")]
 def test_every_environment_has_its_locks():
     assert set(lock_names()) == {
         "core", "dev", "train-cpu", "train-cuda", "quantize-cpu", "quantize-cuda",
-        "vllm-cpu", "vllm-cuda", "sglang-cuda", "router",
+        "vllm-cpu", "vllm-cuda", "sglang-cuda", "router", "ray",
     }  # fmt: skip
 
 

@@ -70,8 +70,8 @@ BACKENDS = Registry(
     {
         "local": "toolkit.launch.local:Local",
         "slurm": "toolkit.launch.slurm:Slurm",
-        "ray": "toolkit.launch.ray:Ray",
-        "kubernetes": "toolkit.launch.kubernetes:Kubernetes",
+        "ray": "toolkit.launch.ray.backend:Ray",
+        "kubernetes": "toolkit.launch.kubernetes.backend:Kubernetes",
     },
 )
 """Backend classes by the name that a profile gives."""

@@ -11,7 +11,9 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 from toolkit import resources, strict
 from toolkit.environments.resolve import detect_accelerator
 from toolkit.errors import UsageError
+from toolkit.launch.kubernetes.section import KubernetesSection
 from toolkit.launch.local.section import LocalSection
+from toolkit.launch.ray.section import RaySection
 from toolkit.launch.slurm.section import SlurmSection
 from toolkit.recipe.base import Name, Section
 from toolkit.registry import close_match
@@ -153,6 +155,10 @@ class Profile(Section):
     """Processes that training is split over, on each machine: as many as GPUs unless given; one on a CPU."""
     nodes: NodesSection | None = None
     """Several machines for training; one unless given."""
+    ray: RaySection | None = None
+    """The cluster, for the backend `ray`."""
+    kubernetes: KubernetesSection | None = None
+    """The cluster, for the backend `kubernetes`."""
     environments: EnvironmentsSection = EnvironmentsSection()
     """Replacements by logical name; what is not named is built from its lock."""
 

@@ -183,7 +183,8 @@ def _not_begun(
     if cancelled:
         return _Standing(State.cancelled, Cause.cancelled, f"cancelled by {cancelled['by']}")
     if engine and engine.state.ended and engine.state is not State.succeeded:
-        return _Standing(engine.state, Cause.failed, engine.reason, None, engine.exit_code)
+        cause = engine.cause or Cause.failed
+        return _Standing(engine.state, cause, engine.reason, None, engine.exit_code)
     if engine:
         state = State.starting if engine.state is State.running else engine.state
         return _Standing(state, reason=engine.reason)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeVar
+
+Meaning = TypeVar("Meaning")
 
 
 class State(StrEnum):
@@ -69,6 +72,7 @@ class Seen:
         reason: Why it waits or ended, in the engine's words.
         exit_code: Of the program, where the engine knows it.
         host: Where it runs or ran.
+        cause: Why it ended, where the engine knows: a program killed for its memory cannot tell.
     """
 
     state: State
@@ -76,9 +80,10 @@ class Seen:
     reason: str | None = None
     exit_code: int | None = None
     host: str | None = None
+    cause: Cause | None = None
 
 
-def translate(engine: str, table: Mapping[str, State], word: str) -> State:
+def translate(engine: str, table: Mapping[str, Meaning], word: str) -> Meaning:
     """A word of an engine in ours.
 
     Raises:

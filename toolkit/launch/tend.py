@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from toolkit.errors import BackendError, NoPlaceError
 from toolkit.launch import keeping
@@ -13,7 +15,7 @@ from toolkit.launch.backend import Backend
 from toolkit.launch.folder import LOST_S, Attempt, JobFolder, write
 from toolkit.launch.local import Local
 from toolkit.launch.retries import again
-from toolkit.launch.states import Cause, Seen
+from toolkit.launch.states import Cause, Seen, State
 
 LOOK_S = 0.2
 """How often a job's folder is looked at."""
@@ -135,19 +137,28 @@ class Tender:
         if submitted is None:
             return True
         seen = (await self._ask(str(submitted["id"]))).get(str(submitted["id"]))
+        over = seen is not None and (seen.state.ended or seen.cause is not None)
         if mine is None:
-            if seen is None or not seen.state.ended:
+            if seen is None or not over:
+                if (
+                    seen and seen.state is State.retrying
+                ):  # the engine would not wait longer for a place
+                    await self._hand_over_again(job)
                 return False
-            write_off(job, f"it did not begin: {seen.reason or seen.word}")
+            found = Cause.failed if seen.cause in (None, Cause.done) else seen.cause
+            write_off(job, f"it did not begin: {seen.reason or seen.word}", found)
             return True
         age = mine.beat_age_s() or 0.0
-        over = seen is not None and seen.state.ended
         if age > LOST_S or (over and age > LOST_S / 3):
             if not over:
                 await asyncio.to_thread(self._backend.cancel, [str(submitted["id"])])
-            write(mine.folder / "ended.json", job.lost(mine))
+            write(mine.folder / "ended.json", job.lost(mine) | _told(seen))
             return True
         return False
+
+    async def _hand_over_again(self, job: JobFolder) -> None:
+        with contextlib.suppress(BackendError):  # then the next time
+            await asyncio.to_thread(self._backend.submit, job.spec, {})
 
     async def _ask(self, engine_id: str) -> Mapping[str, Seen]:
         """What the engine says: one call for all jobs, at most every ASK_S."""
@@ -161,6 +172,14 @@ class Tender:
             except BackendError:
                 self._asked = {}  # not there just now; heartbeats tell meanwhile
         return self._asked
+
+
+def _told(seen: Seen | None) -> dict[str, Any]:
+    """What the engine knows of an end that the job itself could not tell: it was killed for its memory, say."""
+    if seen is None or seen.cause in (None, Cause.done, Cause.preempted):
+        return {}
+    message = f"{seen.word}: {seen.reason}" if seen.reason else f"the engine says {seen.word}"
+    return {"cause": seen.cause.value, "exit_code": seen.exit_code, "message": message}
 
 
 def _note(job: JobFolder, reason: str) -> None:
