@@ -28,7 +28,7 @@ endif
 # Images set this; with it every step would compile torch and its like again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo setup test check integration format docs lock wheel
+.PHONY: help demo setup test check integration slow format docs lock wheel
 
 help: ## this text
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
@@ -80,7 +80,11 @@ integration: check
 	    env PYTHONPATH="$(CURDIR)/$(VENV)/pytest" OMP_NUM_THREADS=1 \
 	    python -m pytest -q -n $(CORES) --dist loadfile --durations=10 tests/integration/in_$$stage
 	done
-	$(BIN)/pytest -n $(CORES) --dist loadfile --no-loadscope-reorder --durations=20 -m integration $(CORE_TESTS)
+	$(BIN)/pytest -n $(CORES) --dist loadfile --no-loadscope-reorder --durations=20 -m "integration and not slow" $(CORE_TESTS)
+
+slow: setup ## real trainings as jobs that are killed in the middle; needs a machine with nothing else to do
+	@$(BIN)/toolkit env sync $(CPU_ENVIRONMENTS)
+	$(BIN)/pytest --durations=20 -m slow $(CORE_TESTS)
 
 format: setup ## put the code into the format that check wants
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .

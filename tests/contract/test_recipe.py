@@ -17,7 +17,7 @@ from toolkit import environments
 from toolkit.launch import orders, report
 from toolkit.launch.folder import JobFolder
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 ROWS = """
 def rows(count=60, seed=1):

@@ -9,6 +9,7 @@ import pytest
 collect_ignore_glob = [] if find_spec("torch") else ["in_*"]
 
 LONGEST = (
+    "test_contract.py",
     "test_recipe_to_served.py",
     "test_tutorial.py",
     "test_chaos.py",

@@ -9,7 +9,7 @@ import yaml
 from tests.contract.test_recipe import Project, _steps, _trained, _wait, base, train_python, whole
 from toolkit.launch.folder import JobFolder
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 __all__ = ["base", "whole"]  # fixtures
 
 

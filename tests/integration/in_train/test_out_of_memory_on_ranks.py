@@ -26,6 +26,7 @@ for state in map(Path, sys.argv[3:]):
 CASES = {
     "ddp": ({"batch_size": 4, "parallel": "ddp"}, {"ranks": [1], "most": 2, "after": 3}),
     "fsdp": ({"batch_size": 4, "parallel": "fsdp"}, {"ranks": [0, 1], "most": 2, "after": 3}),
+    "never": ({"batch_size": 2, "parallel": "ddp"}, {"ranks": [0], "most": 0, "after": 0}),
 }
 """What is trained, and which ranks hold how few sequences at once, from which pass on."""
 
