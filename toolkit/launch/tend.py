@@ -79,6 +79,7 @@ class Tender:
             self._backend.end_all(spec)  # what a dead attempt may have left
             job.close_lost()
         async with self._turns[spec.resources.gpus > 0]:  # who came first is served first
+            text = self._backend.render(spec, {})  # before: once it began, the next start is named
             while not job.cancelled:
                 try:
                     engine_id = await asyncio.to_thread(self._backend.submit, spec, {})
@@ -92,7 +93,6 @@ class Tender:
                     _note(job, str(error))
                     pause = min(TRIES_S, pause * 2)
                 else:
-                    text = self._backend.render(spec, {})
                     job.write("submitted.json", {"id": engine_id, "at": time.time(), "text": text})
                     return True
                 await asyncio.sleep(pause)
