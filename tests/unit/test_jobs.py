@@ -1,9 +1,11 @@
 """Jobs without an engine: states, causes, retries, profiles, limits, places, the words of refusals."""
 
+import asyncio
 import json
 import os
 import signal
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -13,11 +15,13 @@ from tests.contract.world import World
 from toolkit import errors
 from toolkit.launch import causes, holding, limits, logs, orders, report, retries, secrets, snapshot
 from toolkit.launch.folder import LOST_S, JobFolder, write
+from toolkit.launch.local import Local
 from toolkit.launch.local.places import Places
 from toolkit.launch.local.section import LocalSection
 from toolkit.launch.profiles import LimitsSection, Profile, seconds_of
 from toolkit.launch.spec import JobSpec, Resources
 from toolkit.launch.states import Cause, Seen, State, translate
+from toolkit.launch.tend import Tender
 
 
 @pytest.fixture
@@ -386,3 +390,17 @@ def test_without_the_queues_package_a_submission_says_so(world, monkeypatch):
         keeping.ask(world.jobs / world.write(["true"]))
     assert "the package dbos is not installed" in caught.value.message
     assert caught.value.hint.startswith("pip install 'dbos>=3.4,<4'")
+
+
+def test_a_shim_that_wrote_its_last_word_and_still_ends_is_no_new_start(world):
+    job = world.job(world.write([sys.executable, "-c", ""]))
+    attempt(job, "preempted", kept=True, again=True)
+    descriptor = os.open(job.lock, os.O_RDWR | os.O_CREAT)
+    assert holding.take(descriptor)
+    threading.Timer(0.5, os.close, [descriptor]).start()
+    engine = Local(world.options, world.jobs)
+    assert asyncio.run(Tender(engine, world.jobs).tend(job)) == "over"
+    while engine._started:  # as the keeper does
+        engine.reap()
+        time.sleep(0.01)
+    assert [one.ended["cause"] for one in job.attempts] == ["preempted", "done"]

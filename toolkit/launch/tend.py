@@ -40,6 +40,7 @@ class Tender:
 
     async def tend(self, job: JobFolder) -> str:
         """See one attempt to its end: ``again`` or ``over``."""
+        await self._settled(job)
         spec, attempts = job.spec, job.attempts
         begun = bool(attempts) and attempts[-1].ended is None
         if self._finished(job) or not (self._runs(job) or await self._hand_over(job)):
@@ -51,6 +52,22 @@ class Tender:
         if verdict == "over":
             keeping.mark(job.path.parent)
         return verdict
+
+    async def _settled(self, job: JobFolder) -> None:
+        """On this machine: wait while a shim that wrote its last word ends, or a new one has not begun yet.
+
+        Both hold the job's lock beside an attempt that ended: only time tells which it is.
+        """
+        if not isinstance(self._backend, Local):
+            return
+        deadline = time.monotonic() + KILL_S
+        while self._backend.lives(job.spec):
+            attempts = job.attempts
+            if not attempts or attempts[-1].ended is None:
+                return
+            if time.monotonic() > deadline:  # what the shim left behind
+                self._backend.end_all(job.spec)
+            await asyncio.sleep(LOOK_S / 4)
 
     def _finished(self, job: JobFolder) -> bool:
         """Whether it succeeded, failed for good, or is not wanted any more."""
