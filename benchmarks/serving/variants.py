@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from launch import Variant
 
-LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+from toolkit.engines import BLOCK
+
+TARGETS = ("--lora-target-modules", *BLOCK)
 """Where the adapters are; without the flag vLLM wraps the embedding and the logits too."""
-TARGETS = ("--lora-target-modules", *LINEAR)
 TUNED = {"VLLM_TUNED_CONFIG_FOLDER": "{cache}/lora-kernels"}
 """Written by ``tune_lora.py`` (``--only tune``)."""
 DUAL = {"VLLM_LORA_ENABLE_DUAL_STREAM": "1"}

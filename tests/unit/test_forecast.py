@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 
 from tests.folders import LLAMA
+from toolkit.engines import BLOCK
 from toolkit.forecast import quantizing
 from toolkit.forecast.block import Rows
 from toolkit.forecast.changes import least_gpu_gib, smallest
 from toolkit.forecast.parts import GIB, Fit, Forecast, gib, parts, summed
 from toolkit.forecast.training import Setup, forecast, kept_by_block, roomiest, weight_bytes
-from toolkit.preflight.base_facts import LINEARS, BaseFacts, shape_of
+from toolkit.preflight.base_facts import BaseFacts, shape_of
 
 LLAMA_8B = LLAMA | {
     "hidden_size": 4096,
@@ -25,7 +26,7 @@ SHAPE = shape_of(BaseFacts(LLAMA_8B))
 
 
 def setup(sequences=1, length=4096, trained=4096, **changes):
-    given = {"method": "lora", "base": "bf16", "width": 2, "targets": LINEARS, "rank": 16}
+    given = {"method": "lora", "base": "bf16", "width": 2, "targets": BLOCK, "rank": 16}
     return Setup(SHAPE, rows=Rows(sequences, length, trained), **{**given, **changes})
 
 

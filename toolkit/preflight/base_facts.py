@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from toolkit.engines import BLOCK
 from toolkit.forecast.shape import ModelShape
 from toolkit.preflight.headers import Weights, read_weights
 
@@ -108,7 +109,7 @@ class BaseFacts:
         vocabulary = self.number("vocab_size")
         if self.is_moe or not (layers and hidden and vocabulary):
             return None
-        linear = [self.linear(name) for name in LINEARS]
+        linear = [self.linear(name) for name in BLOCK]
         if any(pair is None for pair in linear):
             return None
         per_layer = sum(out * width for out, width in filter(None, linear)) + 2 * hidden
@@ -158,10 +159,6 @@ class BaseFacts:
         return found
 
 
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""Linear layers of a Llama-like block."""
-
-
 def read_base(folder: Path, config: Mapping[str, Any], index: Mapping[str, Any]) -> BaseFacts:
     """Headers of all ``*.safetensors`` in ``folder``, and files that ``index`` names in vain."""
     named = sorted(set((index.get("weight_map") or {}).values()))
@@ -198,7 +195,7 @@ def shape_of(base: BaseFacts) -> ModelShape | None:
         base.kv_heads,
         base.head_dim,
         vocabulary,
-        {name: pair for name in LINEARS if (pair := base.linear(name))},
+        {name: pair for name in BLOCK if (pair := base.linear(name))},
         heads=base.number("num_attention_heads") or 0,
         tied=base.is_tied,
         known=base.family in FAMILIES,

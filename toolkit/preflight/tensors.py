@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from toolkit.engines import BLOCK
 from toolkit.preflight.adapter_facts import PREFIX, AdapterFacts, Pair
 from toolkit.preflight.adapters import ON_ENGINES, readable_adapters
 from toolkit.preflight.architectures import known
-from toolkit.preflight.base_facts import LINEARS, TOWERS, BaseFacts
+from toolkit.preflight.base_facts import TOWERS, BaseFacts
 from toolkit.preflight.facts import Facts
 from toolkit.preflight.features import MERGE
 from toolkit.preflight.verdict import Finding, refuse, rule, warn
@@ -181,7 +182,7 @@ def _expected(base: BaseFacts, module: str) -> tuple[int, int] | None:
         return own[0], own[1]
     name = module.rpartition(".")[2]
     is_text = not (base.is_multimodal or any(tower in module for tower in TOWERS))
-    return base.linear(name) if is_text and name in (*LINEARS, "lm_head", "embed_tokens") else None
+    return base.linear(name) if is_text and name in (*BLOCK, "lm_head", "embed_tokens") else None
 
 
 @rule(
