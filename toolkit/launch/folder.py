@@ -78,6 +78,10 @@ class Attempt:
         except FileNotFoundError:
             return None
 
+    def is_silent(self, *, left: bool = False) -> bool:
+        """Whether its heartbeats stopped long ago; not so long where the engine says that it has ``left``."""
+        return (self.beat_age_s() or 0.0) > (LOST_S / 3 if left else LOST_S)
+
     def log(self, node: int = 0) -> Path:
         """What a node's processes print."""
         return self.folder / ("log.txt" if node == 0 else f"log-{node}.txt")

@@ -196,8 +196,7 @@ def _under_way(folder: JobFolder, spec: JobSpec, last: Attempt, engine: Seen | N
     """Begun and without an end: it runs, unless it stopped beating or the engine says that it is gone."""
     age = last.beat_age_s()
     left = engine is not None and (engine.state.ended or engine.state is State.preempted)
-    gone = left and (age is None or age > LOST_S / 3)
-    if not gone and age is not None and age <= LOST_S:
+    if age is not None and not last.is_silent(left=left):
         if folder.cancelled:
             return _Standing(State.running, reason="being cancelled")
         return _Standing(State.running)

@@ -12,7 +12,7 @@ from typing import Any
 from toolkit.errors import BackendError, NoPlaceError
 from toolkit.launch import keeping
 from toolkit.launch.backend import Backend
-from toolkit.launch.folder import LOST_S, Attempt, JobFolder, write
+from toolkit.launch.folder import Attempt, JobFolder, write
 from toolkit.launch.local import Local
 from toolkit.launch.retries import again
 from toolkit.launch.states import Cause, Seen, State
@@ -165,8 +165,7 @@ class Tender:
             found = Cause.failed if seen.cause in (None, Cause.done) else seen.cause
             write_off(job, f"it did not begin: {seen.reason or seen.word}", found)
             return True
-        age = mine.beat_age_s() or 0.0
-        if age > LOST_S or (over and age > LOST_S / 3):
+        if mine.is_silent(left=over):
             if not over:
                 await asyncio.to_thread(self._backend.cancel, [str(submitted["id"])])
             write(mine.folder / "ended.json", job.lost(mine) | _told(seen))

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from toolkit.launch.folder import LOST_S, Attempt, JobFolder, read
+from toolkit.launch.folder import JobFolder, read
 from toolkit.launch.slurm.client import Client, Row
 from toolkit.launch.slurm.render import ENDED, MARK, OUTPUT, mark, number, script
 from toolkit.launch.slurm.section import SlurmSection
@@ -81,7 +81,7 @@ class Slurm:
         for engine_id in reversed(left):
             if engine_id in found:
                 return engine_id, found[engine_id]
-        silent = any(_silent(one, LOST_S) for one in folder.attempts[-1:])
+        silent = any(one.ended is None and one.is_silent() for one in folder.attempts[-1:])
         return (left[-1], None) if left and not silent else None
 
     def seen(self, ids: Sequence[str]) -> Mapping[str, Seen]:
@@ -160,17 +160,11 @@ def _lost(folder: JobFolder, row: Row) -> bool:
     state, start = state_of(row.word, row.restarts), f"{row.number}.{row.restarts}"
     if not (state.ended or state is State.running):
         return False
-    longest = LOST_S / 3 if state.ended else LOST_S
     return any(
-        _silent(one, longest)
+        one.ended is None and one.is_silent(left=state.ended)
         for one in folder.attempts[-1:]
         if (one.started or {}).get("start") == start
     )
-
-
-def _silent(attempt: Attempt, seconds: float) -> bool:
-    """Whether an attempt without an end stopped beating."""
-    return attempt.ended is None and (attempt.beat_age_s() or 0) > seconds
 
 
 def _left_ids(folder: JobFolder, wanted: str) -> list[str]:
