@@ -12,7 +12,7 @@ from pathlib import Path
 
 from toolkit import tracking
 from toolkit.launch import keeping, limits, snapshot
-from toolkit.launch.chain import Draft, How, draft
+from toolkit.launch.chain import Draft, How, TrialOf, draft
 from toolkit.launch.folder import write
 from toolkit.launch.handing import hand_over
 from toolkit.prepare import Prepared
@@ -36,18 +36,20 @@ class Submitted:
         return self.folder.name
 
 
-def submit(prepared: Prepared, statuses: Sequence[StepStatus], how: How) -> Submitted:
+def submit(
+    prepared: Prepared, statuses: Sequence[StepStatus], how: How, trial: TrialOf | None = None
+) -> Submitted:
     """Submit what is not done of a plan, or go on with the submission of the same that was cut off.
 
     Raises:
         DriftError: ``frozen``, and something differs from ``toolkit.lock``.
-        LimitError: The profile allows no more.
+        LimitError: The profile allows no more; BusyError where it will when others are over.
         TrackingError: The MLflow store cannot be opened.
         BackendError: The engine is not there, or refuses.
     """
     jobs = private_folder(prepared.workspace.jobs)
     with _alone(jobs / "submit.lock"):
-        made = draft(prepared, statuses, how)
+        made = draft(prepared, statuses, how, trial)
         before = (made.folder / "chain.json").exists()
         if not before:
             if not made.backend.ordered:
