@@ -162,6 +162,30 @@ def test_a_lock_that_was_handed_down_is_ours_and_nobody_elses(tmp_path, monkeypa
     assert not holding.is_held(path)
 
 
+def test_who_checks_a_lock_keeps_it_from_nobody(tmp_path):
+    path = tmp_path / "lock"
+    path.touch()
+    done = threading.Event()
+
+    def check():
+        while not done.is_set():
+            holding.is_held(path)
+
+    checks = [threading.Thread(target=check) for _ in range(3)]
+    for one in checks:
+        one.start()
+    try:
+        for _ in range(200):
+            descriptor = holding.hold(path)
+            assert descriptor is not None
+            holding.let_go(descriptor)
+    finally:
+        done.set()
+        for one in checks:
+            one.join()
+    assert not holding.is_held(path)
+
+
 def test_places_are_given_whole_or_not_at_all(tmp_path):
     places = Places(LocalSection(gpus=(4, 5), slots=1, folder=str(tmp_path)))
     first = places.take(Resources(gpus=1))
