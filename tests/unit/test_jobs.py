@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -418,3 +419,26 @@ def test_a_shim_that_wrote_its_last_word_and_still_ends_is_no_new_start(world):
         engine.reap()
         time.sleep(0.01)
     assert [one.ended["cause"] for one in job.attempts] == ["preempted", "done"]
+
+
+def test_chains_that_are_over_cost_no_engines_client(tmp_path):
+    """The Kubernetes client alone takes a second to be imported."""
+    world = World(tmp_path, "kubernetes", {"image": "x"})
+    chain = world.write(["true"])
+    attempt(world.job(chain), "done", at=time.time() - 5, exit_code=0)
+    world.job(chain).write("submitted.json", {"id": "job/x", "at": time.time(), "text": ""})
+    write(world.jobs / chain / "settled.json", {"status": "FINISHED"})
+    code = (
+        "import sys; from toolkit.cli import toolkit as command\n"
+        "command(sys.argv[1:], standalone_mode=False)\n"
+        "print({'kubernetes', 'pydantic', 'dbos', 'mlflow'} & set(sys.modules))"
+    )
+    where = ("--workspace", str(world.jobs.parent), "--json")
+    done = subprocess.run(
+        [sys.executable, "-c", code, "jobs", "list", *where],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert '"state": "succeeded"' in done.stdout
+    assert done.stdout.endswith("set()\n")
