@@ -12,6 +12,7 @@ from toolkit.preflight.base_facts import BaseFacts
 from toolkit.preflight.gpu import GpuFacts
 from toolkit.recipe.train import TrainSection
 from toolkit.stages.__main__ import main
+from toolkit.train.parallel import again
 from toolkit.train.parallel.choose import bytes_whole, choose
 from toolkit.train.parallel.launch import (
     Launch,
@@ -52,6 +53,12 @@ def test_an_idle_rank_computes_one_real_row_along():
 def test_one_rank_has_all():
     batches = [[[1]], [[2]]]
     assert [turn.sequences for turn in share(batches, 0, 1)] == batches
+
+
+def test_the_start_of_a_job_is_not_a_start_of_its_ranks():
+    """Job engines name each start of a job in TOOLKIT_START, in words of their own."""
+    assert again.starts({"TOOLKIT_START": "17.0"}) == 0
+    assert again.starts({"TOOLKIT_START": "17.0", again.STARTS: "2"}) == 2
 
 
 def chosen(config=LLAMA_8B, ranks=2, gpu=H100, **train):

@@ -105,7 +105,7 @@ def run(launch: Launch, run_id: str, program: Path, step_file: Path, state: Path
         if node == 0:
             for old in state.glob("rank-*.json"):
                 old.unlink()
-        os.environ[again.START] = str(start)
+        os.environ[again.STARTS] = str(start)
         name = f"{run_id}-{start}"
         died = _run_ranks(torchrun_arguments(launch, node, name, program, step_file))
         if not died:
