@@ -112,34 +112,27 @@ def test_bytes_of_an_8b_are_those_of_its_parts():
     assert 5.5 < bytes_whole(TrainSection(method="qlora"), base) / gib < 7.5
 
 
-STEP, PROGRAM = Path("state/step.json"), Path("toolkit/stages/__main__.py")
-
-
 def test_torchrun_on_one_machine_meets_on_a_port_of_its_own():
-    assert torchrun_arguments(Launch(2), 0, "abc", PROGRAM, STEP) == [
+    assert torchrun_arguments(Launch(2), 0, "abc", 0) == [
         "--standalone",
         "--nproc-per-node=2",
         "--max-restarts=0",
         "--monitor-interval=0.5",
-        "toolkit/stages/__main__.py",
-        "state/step.json",
     ]
 
 
 @pytest.mark.parametrize("node", [0, 1])
 def test_torchrun_on_several_machines_meets_at_the_first(node):
     launch = Launch(8, 2, "head:29400")
-    assert torchrun_arguments(launch, node, "abc", PROGRAM, STEP) == [
+    assert torchrun_arguments(launch, node, "abc", 1) == [
         "--nnodes=2",
         f"--node-rank={node}",
-        "--rdzv-backend=c10d",
-        "--rdzv-endpoint=head:29400",
         "--rdzv-id=abc",
+        "--master-addr=head",
+        "--master-port=29401",
         "--nproc-per-node=8",
         "--max-restarts=0",
         "--monitor-interval=0.5",
-        "toolkit/stages/__main__.py",
-        "state/step.json",
     ]
     assert launch.ranks == 16
 
