@@ -13,6 +13,7 @@ import pytest
 
 from tests.contract.world import World
 from toolkit import errors
+from toolkit.engines.guard import descendants
 from toolkit.launch import causes, holding, limits, logs, orders, report, retries, secrets, snapshot
 from toolkit.launch.folder import LOST_S, JobFolder, write
 from toolkit.launch.local import Local
@@ -316,6 +317,30 @@ def test_the_shim_asks_to_be_started_again_after_a_signal(world):
     ended = world.job(chain).attempts[0].ended
     assert (ended["cause"], ended["message"]) == ("preempted", "told to stop by SIGUSR1")
     assert ended["again"] is True
+
+
+def test_a_signal_for_every_process_of_a_job_ends_none_before_its_checkpoint(world, tmp_path):
+    """As Slurm does it: SIGTERM to all of them, and srun gives SIGUSR1 to all of them."""
+    import subprocess
+
+    script = (
+        "import time; from pathlib import Path; from toolkit.worker import raise_on_sigterm\n"
+        "raise_on_sigterm(); print('up', flush=True)\n"
+        "try: time.sleep(60)\n"
+        f"finally: time.sleep(2); Path({str(tmp_path / 'kept')!r}).touch()"
+    )
+    chain = world.write([sys.executable, "-c", script])
+    spec = world.job(chain).spec
+    process = subprocess.Popen(spec.argv, env=os.environ | dict(spec.env), stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"up\n"
+    everybody = [process.pid, *descendants(process.pid)]
+    assert len(everybody) == 2
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        for pid in everybody:
+            os.kill(pid, number)
+    assert process.wait(60) == 75
+    process.stdout.close()
+    assert (tmp_path / "kept").exists()
 
 
 def test_a_job_is_plain_data(tmp_path):
