@@ -55,7 +55,8 @@ def test_two_nodes_that_slurm_preempts_train_what_one_process_trains(slurm, proj
     _wait(lambda: len(train.attempts) == 1 and _steps(project) > 4, train)
     slurm.ask("scontrol", "requeue", train.submitted["id"].partition("@")[0])
     project.toolkit("jobs", "wait", chain)
-    assert [attempt.ended["cause"] for attempt in train.attempts] == ["preempted", "done"]
+    assert [one.ended["cause"] for one in train.attempts] == ["preempted", "done"]
+    assert train.attempts[0].ended["kept"]
     (made,) = _trained(project)
     assert made == two
     assert [step for step, _ in made[1]] == [step for step, _ in one[1]]

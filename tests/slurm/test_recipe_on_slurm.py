@@ -37,7 +37,8 @@ class OnSlurm(Project):
 def test_a_training_that_slurm_preempts_ends_as_if_nobody_had(slurm, tmp_path, base, whole):
     project = OnSlurm(tmp_path / "it's a $project", base, train_python())
     try:
-        order = ("train", "colours.yaml", "--on", "fake.yaml")
+        alone = ("--set", "train.checkpoint_every=1000")  # only who is told to stop keeps one
+        order = ("train", "colours.yaml", *alone, "--on", "fake.yaml")
         shown = json.loads(project.toolkit(*order, "--dry-run", "--json"))
         chain = project.toolkit(*order, "--detach").strip()
         train = JobFolder(project.jobs / chain / f"{chain}-03-train")
@@ -45,6 +46,7 @@ def test_a_training_that_slurm_preempts_ends_as_if_nobody_had(slurm, tmp_path, b
         slurm.ask("scontrol", "requeue", train.submitted["id"].partition("@")[0])
         project.toolkit("jobs", "wait", chain)
         assert [one.ended["cause"] for one in train.attempts] == ["preempted", "done"]
+        assert train.attempts[0].ended["kept"]
         assert _trained(project) == whole
         for one in shown:
             sent = JobFolder(project.jobs / chain / one["job"]).submitted["text"]

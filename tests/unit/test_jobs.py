@@ -13,6 +13,7 @@ import pytest
 
 from tests.contract.world import World
 from toolkit import errors
+from toolkit.cli import job_tables
 from toolkit.engines.guard import descendants
 from toolkit.launch import causes, holding, limits, logs, orders, report, retries, secrets, snapshot
 from toolkit.launch.folder import LOST_S, JobFolder, write
@@ -98,9 +99,11 @@ def test_every_cause_has_a_state(world, cause, state):
 
 def test_a_failure_cancels_what_comes_after_with_its_reason(world):
     chain = world.write(["true"], ["true"], ["true"])
-    attempt(world.job(chain), "failed")
+    attempt(world.job(chain), "failed", message="it broke\n  in many lines")
     reports = report.of_chain(world.jobs, world.record(chain))
     assert [one.state for one in reports] == [State.failed, State.cancelled, State.cancelled]
+    assert job_tables.row(reports[0])[-1] == "it broke"
+    assert reports[0].reason == "it broke\n  in many lines"
     assert {one.reason for one in reports[1:]} == {"step-1 failed: it broke"}
     assert report.state_of(reports) is State.failed
 
