@@ -119,6 +119,19 @@ def test_progress_costs_no_try_and_standing_still_does():
     assert [retries.pause_s([stood] * n) for n in (0, 1, 2, 30)] == [0, 2, 4, 300]
 
 
+def test_what_ranks_say_when_they_end_is_no_progress(world):
+    """Else a training of several ranks that never keeps a checkpoint would be tried again for ever."""
+    job = world.job(world.write(["true"]))
+    job.state.mkdir()
+    for name in ("log.txt", "error.json", "rank-0.json", "again-0.json"):
+        (job.state / name).touch()
+    assert not job.kept_since(0)
+    (job.state / "checkpoints" / "step-2").mkdir(parents=True)
+    assert not job.kept_since(0)
+    (job.state / "checkpoints" / "step-2" / "state.json").touch()
+    assert job.kept_since(0)
+
+
 def test_words_of_engines_are_in_a_table_or_an_error():
     with pytest.raises(errors.UnknownStateError) as caught:
         translate("Slurm", {"PD": State.queued}, "XX")
