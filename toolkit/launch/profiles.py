@@ -81,7 +81,7 @@ class NodesSection(Section):
 
     count: Annotated[int, Field(ge=2)]
     """Machines; the job engine starts the worker on each, with `TOOLKIT_NODE` 0, 1, ..."""
-    rendezvous: str | None = None
+    rendezvous: Annotated[str, Field(pattern=r"^\S+:\d+$")] | None = None
     """`host:port` on the first of them, where they meet; job engines that know the first node say it themselves."""
 
 
