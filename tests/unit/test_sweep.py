@@ -20,6 +20,7 @@ from toolkit.recipe.sweep import SweepSection
 from toolkit.sweep import draft as drafting
 from toolkit.sweep import driver as driving
 from toolkit.sweep import orders, space
+from toolkit.sweep import plans as planning
 from toolkit.sweep.folder import SweepFolder, Trial, find, sweeps
 from toolkit.sweep.space import Told
 
@@ -310,6 +311,7 @@ class Engine:
     shared: bool = True
     limit: errors.ToolkitError | None = None
     submitted: list[int] = field(default_factory=list)
+    handed_over: list[Path] = field(default_factory=list)
 
     def artifact(self, _stage: str, fingerprint: str) -> Path:
         return self.world.folder / "artifacts" / fingerprint
@@ -330,9 +332,12 @@ class Engine:
         ]
         return made
 
-    def submit(self, prepared, statuses, _how, trial):
+    def submit_together(self, plans, _how, _parallel):
         if self.limit:
             raise self.limit
+        return [self.submit(*plan) for plan in plans]
+
+    def submit(self, prepared, statuses, trial):
         todo = [one.step for one in statuses if not one.done]
         chain = self.world.write(*(["true"] for _ in todo))
         course = [
@@ -385,8 +390,9 @@ class Page:
 @pytest.fixture
 def engine(tmp_path, monkeypatch):
     made = Engine(World(tmp_path))
-    monkeypatch.setattr(driving, "prepare", made.prepare)
-    monkeypatch.setattr(driving, "submit", made.submit)
+    monkeypatch.setattr(planning, "prepare", made.prepare)
+    monkeypatch.setattr(driving, "submit_together", made.submit_together)
+    monkeypatch.setattr(driving, "go_on", lambda folders, _: made.handed_over.extend(folders))
     monkeypatch.setattr(driving.keeping, "ensure", lambda _: None)
     monkeypatch.setattr(driving, "settle", lambda _: None)
     return made
@@ -450,6 +456,24 @@ def test_a_step_that_another_trial_makes_is_waited_for(engine, folder):
     turn(drives)
     assert states(folder) == ["running", "running", "queued"]
     assert len(list((engine.world.jobs / str(folder.trials[1].chain)).glob("*/job.json"))) == 1
+
+
+def test_where_the_engine_takes_arrays_all_that_may_start_do(engine, folder):
+    drives = driver(folder)
+    drives._arrays = True
+    turn(drives)
+    assert engine.submitted == [1]  # the others wait for what it makes
+    engine.finish("d")
+    turn(drives)
+    assert engine.submitted == [1, 2, 3]
+
+
+def test_trials_behind_one_that_waits_may_start(engine, folder):
+    for number, rank in enumerate([2, 2, 4], 1):
+        folder.keep(Trial(number, {"train.lora.rank": rank}))
+    engine.shared = False
+    turn(driver(folder))
+    assert engine.submitted == [1, 3]
 
 
 def test_the_best_is_marked_and_the_command_repeats_it(engine, folder):
@@ -523,6 +547,7 @@ def test_a_driver_killed_before_it_wrote_the_chain_down_submits_nothing_twice(en
     turn(driver(folder))
     assert folder.trials[1].chain == chain
     assert engine.submitted == [1, 2]
+    assert engine.handed_over == [engine.world.jobs / str(chain)]  # in case that was cut off
 
 
 def test_a_driver_that_comes_later_takes_in_what_ended_meanwhile(engine, folder):

@@ -7,33 +7,30 @@ and marks the best. What it knows is in the sweep's folder; killed at any moment
 from __future__ import annotations
 
 import logging
-import math
 import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from toolkit import artifact
 from toolkit.errors import BackendError, BusyError, LimitError, ToolkitError, UsageError
-from toolkit.launch import keeping, orders, report
+from toolkit.launch import keeping, orders, profiles, report
+from toolkit.launch.arrays import ArrayBackend
+from toolkit.launch.backend import backend_of
 from toolkit.launch.chain import How
 from toolkit.launch.folder import read, write
 from toolkit.launch.holding import hold
 from toolkit.launch.report import JobReport
 from toolkit.launch.settle import settle
 from toolkit.launch.states import State
-from toolkit.launch.submit import submit
-from toolkit.plan import Step
-from toolkit.prepare import Prepared, prepare
-from toolkit.survey import StepStatus
+from toolkit.launch.submit import go_on, submit_together
 from toolkit.sweep import space
-from toolkit.sweep.draft import OFF
 from toolkit.sweep.folder import SweepFolder, Trial
 from toolkit.sweep.page import Page
+from toolkit.sweep.plans import Plans, TrialPlan
 from toolkit.sweep.space import Told
 
 LOOK_S = 1.0
@@ -50,8 +47,12 @@ class Driver:
         self._folder, self._page = folder, page
         self._asked = folder.asked
         self._trials = {one.number: one for one in folder.trials}
-        self._next_plan: tuple[int, Prepared] | None = None
+        self._plans = Plans(folder)
         self._pause_s = LOOK_S
+        where = profiles.load(self._asked["profile"])
+        takes = isinstance(backend_of(where.backend, where.options, folder.jobs), ArrayBackend)
+        known = folder.section.method != "optuna" and where.limits.concurrent is None
+        self._arrays = takes and known
         self._adopt()
 
     def run(self) -> None:
@@ -62,26 +63,32 @@ class Driver:
             BackendError: The engine is not there, and nothing is under way.
         """
         while not self._folder.cancelled:
+            begun = time.monotonic()
             self._collect()
             self._fill()
             if all(one.state.ended for one in self._trials.values()) and not self._left():
                 break
-            time.sleep(self._pause_s)
+            time.sleep(
+                max(self._pause_s, 5 * (time.monotonic() - begun))
+            )  # a large sweep is no load
         if self._folder.cancelled:
             self._cancel()
         self._finish()
 
     def _adopt(self) -> None:
-        """Find chains of ours that were submitted by a driver that was killed before it could say so."""
+        """Go on with chains of ours that were written by a driver that was killed before it could say so."""
         chains = report.chains(self._folder.jobs)
         known = {
             c["trial"]["number"]: c["id"]
             for c in chains
             if (c.get("trial") or {}).get("sweep") == self._folder.id
         }
-        for one in list(self._trials.values()):
-            if one.state is State.queued and one.chain is None and one.number in known:
-                self._keep(replace(one, state=State.running, chain=known[one.number]))
+        waiting = [one for one in self._trials.values() if one.state is State.queued]
+        ours = [one for one in waiting if one.chain is None and one.number in known]
+        folders = [self._folder.jobs / known[one.number] for one in ours]
+        go_on(folders, self._folder.section.parallel)
+        for one in ours:
+            self._begun(one, known[one.number])
 
     @property
     def _running(self) -> list[Trial]:
@@ -99,78 +106,71 @@ class Driver:
     # --- starting -----------------------------------------------------------------------------------
 
     def _fill(self) -> None:
-        """Start trials until as many run as may, or the next one has to wait."""
-        while len(self._running) < self._folder.section.parallel and not self._folder.cancelled:
-            trial = self._next()
-            if trial is None or not self._start(trial):
-                return
+        """Start what may start: all at once where the engine bounds how many run, else one after the other."""
+        while self._begin() and not self._arrays:
+            pass
 
-    def _next(self) -> Trial | None:
-        queued = (one for one in self._trials.values() if one.state is State.queued)
-        trial = next(queued, None)
-        if trial is None and self._left() > 0:
+    def _begin(self) -> bool:
+        """Whether a trial was started, or found to need no start."""
+        section, batch = self._folder.section, list[TrialPlan]()
+        room = len(self._running) < section.parallel or self._arrays
+        making, over = self._plans.in_the_making(self._running), False
+        for trial in self._queue() if room and not self._folder.cancelled else ():
+            plan = self._take_up(trial)
+            if plan is None:
+                over = True
+            elif shared := [name for place, name in plan.todo.items() if place in making]:
+                self._wait(trial, f"another trial makes {', '.join(shared)} for it")
+            else:
+                batch.append(plan)
+                making |= plan.todo.keys()
+            if (batch or over) and not self._arrays:
+                break
+        return self._submit(batch) if batch else over
+
+    def _queue(self) -> Iterator[Trial]:
+        queued = [one for one in self._trials.values() if one.state is State.queued]
+        yield from queued
+        if not queued and self._left() > 0:
             told = [Told(one.values, one.value, one.state.ended) for one in self._trials.values()]
-            values = space.suggested(
-                self._folder.section, told, minimize=self._asked["goal"] == "minimize"
-            )
-            trial = self._keep(Trial(len(self._trials) + 1, values))
-        return trial
+            minimize = self._asked["goal"] == "minimize"
+            values = space.suggested(self._folder.section, told, minimize=minimize)
+            yield self._keep(Trial(len(self._trials) + 1, values))
 
-    def _start(self, trial: Trial) -> bool:
-        """Begin a trial; False when it has to wait."""
+    def _take_up(self, trial: Trial) -> TrialPlan | None:
+        """The plan of a trial; ``None`` where it needs no new chain."""
         if trial.chain is not None:
             self._again(trial, trial.chain)
-            return True
+            return None
         try:
-            prepared = self._plan(trial)
-            statuses = prepared.survey()
+            plan = self._plans.of(trial)
         except ToolkitError as error:  # values of optuna are not all known before
             self._end(trial, State.failed, None, error.message)
-            return True
-        todo = [one for one in statuses if not one.done]
-        shared = self._in_the_making()
-        names = [one.step.name for one in todo if _place(prepared, one.step) in shared]
-        if names:
-            return self._wait(trial, f"another trial makes {', '.join(names)} for it")
-        if not todo:
-            self._done_before(trial, prepared)
-            return True
-        return self._submit(trial, prepared, statuses)
-
-    def _done_before(self, trial: Trial, prepared: Prepared) -> None:
-        run, failed = self._page.done_before(trial, prepared)
-        step = prepared.plan.step(self._asked["step"])
-        value, missing = self._measured(_place(prepared, step))
+            return None
+        if plan.todo:
+            return plan
+        run, failed = self._page.done_before(trial, plan.prepared)
+        step = plan.prepared.plan.step(self._asked["step"])
+        value, missing = self._plans.measured(plan.place(step))
         why = failed or missing
         state = State.failed if why else State.succeeded
         self._end(replace(trial, run=run, at=time.time()), state, value, why)
+        return None
 
-    def _submit(self, trial: Trial, prepared: Prepared, statuses: Sequence[StepStatus]) -> bool:
+    def _submit(self, batch: Sequence[TrialPlan]) -> bool:
+        plans = [(one.prepared, one.statuses, self._page.of(one.trial)) for one in batch]
         try:
-            made = submit(prepared, statuses, How(), self._page.of(trial))
+            made = submit_together(plans, How(), self._folder.section.parallel)
         except BusyError as error:
-            return self._wait(trial, error.message)
+            return self._wait(batch[0].trial, error.message)
         except (LimitError, BackendError) as error:
             if not self._running:
                 raise
-            return self._wait(trial, error.message)
-        self._begun(trial, made.id)
+            return self._wait(batch[0].trial, error.message)
+        for one, chain in zip(batch, made, strict=True):
+            self._plans.forget(one.trial)
+            self._begun(one.trial, chain.id)
         return True
-
-    def _plan(self, trial: Trial) -> Prepared:
-        """The plan of a trial as far as the step whose metric counts; kept while the trial waits."""
-        if self._next_plan is None or self._next_plan[0] != trial.number:
-            asked = self._asked
-            given = (*asked["overrides"], *space.overrides(trial.values), OFF)
-            root = self._folder.path.parent.parent
-            prepared = prepare(Path(asked["snapshot"]), given, asked["profile"], root)
-            self._next_plan = trial.number, prepared.cut(names=(asked["step"],))
-        return self._next_plan[1]
-
-    def _in_the_making(self) -> set[str]:
-        """Artifacts of trials that run. Two chains that make one would wait for each other on two places."""
-        chains = (read(self._folder.jobs / str(one.chain) / "chain.json") for one in self._running)
-        return {step["artifact"] for chain in chains if chain for step in chain["course"]["steps"]}
 
     def _wait(self, trial: Trial, reason: str) -> bool:
         if trial.reason != reason:
@@ -221,7 +221,7 @@ class Driver:
 
     def _take(self, trial: Trial, chain: dict[str, Any], reports: Sequence[JobReport]) -> None:
         places = {step["name"]: step["artifact"] for step in chain["course"]["steps"]}
-        value, missing = self._measured(places[self._asked["step"]])
+        value, missing = self._plans.measured(places[self._asked["step"]])
         state = report.state_of(reports)
         why = next((one for one in reports if one.state in (State.failed, State.cancelled)), None)
         reason = f"{why.step}: {why.reason or why.cause}" if why else missing
@@ -230,17 +230,6 @@ class Driver:
         self._end(
             replace(trial, run=run), failed if state is State.succeeded else state, value, reason
         )
-
-    def _measured(self, place: str) -> tuple[float | None, str | None]:
-        """The metric in an artifact, or why there is none."""
-        made = artifact.find(Path(place))
-        numbers = made.metrics if made else {}
-        value = numbers.get(self._asked["metric"])
-        if value is None or not math.isfinite(value):
-            known = ", ".join(sorted(numbers)) or "nothing"
-            step, metric = self._asked["step"], self._asked["metric"]
-            return None, f"{step} measured no {metric} (measured: {known})"
-        return value, None
 
     def _end(self, trial: Trial, state: State, value: float | None, reason: str | None) -> None:
         over = replace(trial, state=state, value=value, reason=reason, ended=time.time())
@@ -272,10 +261,6 @@ class Driver:
         self._page.close(status, best, trials)
         result = {"status": status, "best": best.number if best else None, "at": time.time()}
         write(self._folder.path / "result.json", result)
-
-
-def _place(prepared: Prepared, step: Step) -> str:
-    return str(prepared.workspace.artifact(step.stage, step.fingerprint))
 
 
 def drive(folder: SweepFolder) -> int:
