@@ -104,7 +104,7 @@ def test_the_command_of_the_best_finds_everything_done(swept, project):
 def test_the_same_command_again_only_shows_it(swept, project):
     before = swept.result
     shown = project.toolkit("sweep", "colours.yaml", "--on", "here.yaml")
-    assert f"{swept.id}: finished; 2 of 2 trials are over" in shown
+    assert f"{swept.id}: succeeded; 2 of 2 trials are over" in shown
     assert swept.result == before
     assert not (project.folder / "toolkit.lock").exists()
 
@@ -113,7 +113,7 @@ def test_a_sweep_whose_trials_are_all_done_needs_no_jobs(swept, project):
     chains = len(list(project.jobs.glob("*/chain.json")))
     options = ("--set", "sweep.goal=maximize", "--json")
     shown = json.loads(project.toolkit("sweep", "colours.yaml", "--on", "here.yaml", *options))
-    assert shown["state"] == "finished"
+    assert shown["state"] == "succeeded"
     assert [one["chain"] for one in shown["trials"]] == [None, None]
     assert shown["best"]["number"] != (swept.result or {})["best"]
     assert len(list(project.jobs.glob("*/chain.json"))) == chains

@@ -86,8 +86,8 @@ def _show_draft(made: Draft, *, as_json: bool) -> None:
         (values, [one.step.name for one in statuses if not one.done])
         for values, _, statuses in made.trials
     ]
-    count = made.section.trials or len(rows)
     known = made.section.method != "optuna"
+    count = len(rows) if known else made.section.trials
     if as_json:
         trials = [{"values": values, "steps": steps} for values, steps in rows]
         target = {"step": made.step, "metric": made.metric, "goal": made.goal}

@@ -12,12 +12,22 @@ if TYPE_CHECKING:
     from toolkit.sweep.folder import SweepFolder, Trial
 
 
+WORDS = {"FINISHED": "succeeded", "FAILED": "failed", "KILLED": "cancelled"}
+"""States by MLflow's words."""
+
+
+def count(folder: SweepFolder) -> int:
+    """How many trials it has, those that Optuna will choose among them."""
+    section = folder.asked["section"]
+    return int(section["trials"]) if section["method"] == "optuna" else len(folder.trials)
+
+
 def state(folder: SweepFolder) -> str:
-    """One word: ``running``, ``stopped``, ``finished``, ``failed``, ``killed``; ``paused`` without a driver."""
+    """As of jobs (``running``, ``succeeded``, ...); ``stopped`` by an error, ``paused`` by a kill of its driver."""
     from toolkit.launch.holding import is_held
 
     if result := folder.result:
-        return str(result["status"]).lower()
+        return WORDS[result["status"]]
     if folder.stopped:
         return "stopped"
     return "running" if is_held(folder.lock) else "paused"
@@ -59,9 +69,8 @@ def show(folder: SweepFolder) -> None:
     ]
     render.table(columns, rows)
     over = sum(one.state.ended for one in trials)
-    count = asked["section"]["trials"] or len(trials)
     render.say(
-        f"{folder.id}: {state(folder)}; {over} of {count} trials are over; {asked['goal']} "
+        f"{folder.id}: {state(folder)}; {over} of {count(folder)} trials are over; {asked['goal']} "
         f"{asked['metric']} of {asked['step']}"
     )
     if best:

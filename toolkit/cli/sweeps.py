@@ -124,6 +124,11 @@ def _row(one: SweepFolder) -> tuple[str, str, str, str, str | None]:
     trials, asked = one.trials, one.asked
     best = one.best(trials)
     over = sum(trial.state.ended for trial in trials)
-    count = asked["section"]["trials"] or len(trials)
     shown = f"{best.value:.6g} (trial {best.number})" if best else None
-    return one.id, sweep_tables.state(one), f"{over} of {count}", asked["metric"], shown
+    return (
+        one.id,
+        sweep_tables.state(one),
+        f"{over} of {sweep_tables.count(one)}",
+        asked["metric"],
+        shown,
+    )

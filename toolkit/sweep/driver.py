@@ -23,6 +23,7 @@ from toolkit.launch.backend import backend_of
 from toolkit.launch.chain import How
 from toolkit.launch.folder import read, write
 from toolkit.launch.holding import hold
+from toolkit.launch.profiles import LimitsSection
 from toolkit.launch.report import JobReport
 from toolkit.launch.settle import settle
 from toolkit.launch.states import State
@@ -51,8 +52,8 @@ class Driver:
         self._pause_s = LOOK_S
         where = profiles.load(self._asked["profile"])
         takes = isinstance(backend_of(where.backend, where.options, folder.jobs), ArrayBackend)
-        known = folder.section.method != "optuna" and where.limits.concurrent is None
-        self._arrays = takes and known
+        known = folder.section.method != "optuna"
+        self._arrays = takes and known and where.limits == LimitsSection()  # else one by one
         self._adopt()
 
     def run(self) -> None:
