@@ -13,6 +13,7 @@ import yaml
 from tests.contract.world import World
 from tests.unit.test_jobs import attempt
 from toolkit import errors
+from toolkit.launch import causes
 from toolkit.launch.folder import JobFolder, write
 from toolkit.launch.states import State
 from toolkit.recipe.load import load
@@ -191,6 +192,18 @@ def test_optuna_finds_the_better_half_and_asks_the_same_after_a_restart():
     late = told[15:]
     assert sum(one.values["c"] == "a" for one in late) > len(late) / 2
     assert sum(abs(one.values["x"] - 0.2) < 0.25 for one in late) > len(late) / 2
+
+
+def test_optuna_tries_nothing_twice_while_there_is_something_else():
+    pytest.importorskip("optuna")
+    asked = section(over={"a": [1, 2, 3], "b": [True, False]}, method="optuna", trials=7)
+    told: list[Told] = []
+    for number in range(7):
+        values = space.suggested(asked, told, minimize=True)
+        told.append(Told(values, float(number), failed=False))
+    first = [tuple(one.values.values()) for one in told[:6]]
+    assert len(set(first)) == 6
+    assert tuple(told[6].values.values()) in first
 
 
 def test_optuna_hears_of_failed_and_of_running_trials():
@@ -414,6 +427,8 @@ def folder(engine):
             "recipe": "my recipe.yaml",
             "snapshot": "r.yaml",
             "profile": "local",
+            "host": causes.host(),
+            "cwd": "/",
             "at": 1.0,
         },
     )
@@ -631,16 +646,18 @@ def test_an_error_of_the_driver_is_written_down_and_go_on_tries_again(folder, mo
     assert folder.stopped == {"message": "no store", "hint": "start it", "exit_code": 1}
     started = []
     monkeypatch.setattr(orders.subprocess, "Popen", lambda *a, **k: started.append(a))
-    write(folder.path / "sweep.json", folder.asked | {"cwd": "/"})
     orders.ensure(folder)
     assert started == []
+    write(folder.path / "sweep.json", folder.asked | {"host": "elsewhere"})
+    orders.go_on(folder)
+    assert started == []
+    write(folder.path / "sweep.json", folder.asked | {"host": causes.host()})
     orders.go_on(folder)
     assert len(started) == 1
     assert folder.stopped is None
 
 
 def test_a_driver_that_dies_at_once_is_an_error_not_a_loop(folder, monkeypatch):
-    write(folder.path / "sweep.json", folder.asked | {"cwd": "/"})
     dead = SimpleNamespace(poll=lambda: 1)
     monkeypatch.setattr(orders.subprocess, "Popen", lambda *a, **k: dead)
     monkeypatch.setattr(orders, "_started", {})

@@ -69,9 +69,8 @@ class Driver:
             self._fill()
             if all(one.state.ended for one in self._trials.values()) and not self._left():
                 break
-            time.sleep(
-                max(self._pause_s, 5 * (time.monotonic() - begun))
-            )  # a large sweep is no load
+            took = time.monotonic() - begun  # a sweep of a thousand trials must be no load
+            time.sleep(max(self._pause_s, min(ASK_S, took)))
         if self._folder.cancelled:
             self._cancel()
         self._finish()
@@ -97,6 +96,8 @@ class Driver:
 
     def _keep(self, trial: Trial) -> Trial:
         self._trials[trial.number] = trial
+        if trial.state is not State.queued:
+            self._plans.forget(trial)
         return self._folder.keep(trial)
 
     def _left(self) -> int:
@@ -169,7 +170,6 @@ class Driver:
                 raise
             return self._wait(batch[0].trial, error.message)
         for one, chain in zip(batch, made, strict=True):
-            self._plans.forget(one.trial)
             self._begun(one.trial, chain.id)
         return True
 
@@ -180,11 +180,8 @@ class Driver:
 
     def _begun(self, trial: Trial, chain: str) -> None:
         log.info("trial %s: %s", trial.number, chain)
-        self._keep(
-            replace(
-                trial, state=State.running, chain=chain, reason=None, at=time.time(), ended=None
-            )
-        )
+        now = {"chain": chain, "reason": None, "at": time.time(), "ended": None}
+        self._keep(replace(trial, state=State.running, **now))
 
     def _again(self, trial: Trial, name: str) -> None:
         """A trial that failed or was cancelled, and is wanted again: its chain goes on."""
@@ -288,9 +285,7 @@ def main(argv: list[str]) -> int:
     folder = SweepFolder(Path(argv[0]))
     if hold(folder.lock) is None or folder.result:
         return 0
-    signal.signal(
-        signal.SIGTERM, lambda *_: os._exit(143)
-    )  # nothing to tidy up: a kill is the same
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(143))  # there is nothing to tidy up
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     log.info("driver %s", os.getpid())
     return drive(folder)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from toolkit import errors, resources
+from toolkit.launch import causes
 from toolkit.launch.folder import write
 from toolkit.launch.holding import is_held
 from toolkit.launch.states import State
@@ -25,14 +26,17 @@ _started: dict[str, subprocess.Popen[bytes]] = {}
 
 
 def ensure(folder: SweepFolder) -> None:
-    """Start a driver unless one runs, or nothing is left to do. It survives this process and its terminal.
+    """Start a driver unless one runs, nothing is left to do, or the sweep is another machine's.
+
+    It survives this process and its terminal.
 
     Raises:
         BackendError: The one that this process started ended without a word.
     """
     before = _started.get(folder.id)
     code = before.poll() if before else None  # collects it too
-    if folder.result or folder.stopped or is_held(folder.lock):
+    ours = folder.asked["host"] == causes.host()  # locks may not reach from there to here
+    if not ours or folder.result or folder.stopped or is_held(folder.lock):
         return
     if code is not None and code > 0 and code != errors.Interrupted.exit_code:
         raise errors.BackendError(

@@ -23,6 +23,7 @@ MOST = 1000
 AT_RANDOM = 5
 """Trials that optuna draws at random before it has something to go by."""
 REDRAWS = 100
+"""How often another one is drawn in place of one that was tried."""
 
 Assignment = dict[str, Any]
 """Value by key of the recipe."""
@@ -123,8 +124,13 @@ def suggested(section: SweepSection, told: Sequence[Told], *, minimize: bool) ->
                 state=states.FAIL if one.failed and one.value is None else known,
             )
         )
-    asked = study.ask(axes).params
-    return {key: _value(values, asked[key]) for key, values in section.over.items()}
+    seen = [one.values for one in told]
+    for _ in range(REDRAWS):  # what was tried is known: another one tells more, if there is one
+        asked = study.ask(axes).params
+        found = {key: _value(values, asked[key]) for key, values in section.over.items()}
+        if found not in seen:
+            break
+    return found
 
 
 def require(section: SweepSection) -> None:
