@@ -180,8 +180,8 @@ class Driver:
 
     def _begun(self, trial: Trial, chain: str) -> None:
         log.info("trial %s: %s", trial.number, chain)
-        now = {"chain": chain, "reason": None, "at": time.time(), "ended": None}
-        self._keep(replace(trial, state=State.running, **now))
+        begun = replace(trial, state=State.running, chain=chain, reason=None)
+        self._keep(replace(begun, at=time.time(), ended=None))
 
     def _again(self, trial: Trial, name: str) -> None:
         """A trial that failed or was cancelled, and is wanted again: its chain goes on."""
