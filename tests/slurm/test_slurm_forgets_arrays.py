@@ -1,5 +1,6 @@
 """More trials than Slurm looks at one by one, and a Slurm that forgets what they wait for while they wait."""
 
+import os
 import sys
 
 import pytest
@@ -37,6 +38,7 @@ def forgotten(numbers):
     return lambda: not Client().queue(numbers)
 
 
+@pytest.mark.parametrize("cluster", [False], indirect=True)
 def test_a_trial_begins_its_second_step_after_slurm_forgot_its_first(cluster, world, tmp_path):
     """The first ten wait; the last ones are done, two of them badly; people try one again meanwhile."""
     first, second, gate = (tmp_path / name for name in ("first", "second", "gate"))
@@ -76,6 +78,7 @@ def test_a_trial_begins_its_second_step_after_slurm_forgot_its_first(cluster, wo
     assert sorted(int(n) for (n,) in told(second)) == [n for n in range(MANY) if n != BROKEN]
 
 
+@pytest.mark.parametrize("cluster", [True], indirect=True)
 def test_tasks_that_were_cancelled_while_they_waited_are_known_after_slurm_forgot_them(
     cluster, world, tmp_path
 ):
@@ -89,9 +92,6 @@ def test_tasks_that_were_cancelled_while_they_waited_are_known_after_slurm_forgo
     cluster.ask("scancel", numbers[0].partition("_")[0])
     assert {world.reports(chain)[0].state for chain in chains} == {State.cancelled}
     _until(forgotten(numbers))
-    if cluster.accounting:
-        words = {world.reports(chain)[0].word for chain in chains}
-        assert all(word.startswith("CANCELLED by ") for word in words)
-        assert [row.number for row in Client().accounting(numbers)] == numbers
+    assert {world.reports(chain)[0].word for chain in chains} == {f"CANCELLED by {os.getuid()}"}
     for chain in chains:
         world.cancel(chain)
