@@ -39,8 +39,8 @@ BEAT_S = 10.0
 """Between two heartbeats."""
 LOST_S = 90.0
 """Without a heartbeat for so long a job that should run is lost."""
-OF_THE_WORKER = ("log.txt", "step.json", "result.json", "mlflow.json", "error.json")
-"""Files of a step's state folder that are no work done."""
+NO_WORK = ("log.txt", "step.json", "result.json", "mlflow.json", "error.json", "rank-*", "again-*")
+"""Patterns of files in a step's state folder that are no work done: words of the worker and of ranks."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class JobFolder:
         state = self.state
         if state is None or not state.is_dir():
             return False
-        entries = (entry for entry in state.iterdir() if entry.name not in OF_THE_WORKER)
+        entries = (one for one in state.iterdir() if not any(map(one.match, NO_WORK)))
         files = (f for e in entries for f in ([e] if e.is_file() else e.rglob("*")))
         return any(file.is_file() and file.stat().st_mtime >= moment for file in files)
 

@@ -19,6 +19,8 @@ APPEND = f"exec >>{OUTPUT} 2>&1"
 """Where Slurm cannot be given the file."""
 SECOND_COPY = 4
 """Exit code of a program that finds the job running elsewhere."""
+ADDRESS = r'''address="$(scontrol show node "$first" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')"'''
+"""Where Slurm itself finds the first node: its name in Slurm need be known to nobody else."""
 MARK = "toolkit:"
 """A comment that begins so is a job of ours."""
 
@@ -156,7 +158,8 @@ def _preparation(job: JobSpec, options: SlurmSection, words: Words) -> Iterator[
     yield f'export TOOLKIT_START="{words.number}.${{SLURM_RESTART_COUNT:-0}}"'
     if job.resources.nodes > 1:
         yield 'first="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"'
-        yield f'export TOOLKIT_RENDEZVOUS="$first:$(({options.port} + SLURM_JOB_ID % 5000))"'
+        yield ADDRESS
+        yield f'export TOOLKIT_RENDEZVOUS="${{address:-$first}}:$(({options.port} + SLURM_JOB_ID % 5000))"'
 
 
 def _secret(name: str, reference: str) -> str:
