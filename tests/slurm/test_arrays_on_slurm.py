@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+import time
 
 import pytest
 
@@ -210,6 +211,24 @@ def test_a_submitter_that_was_killed_leaves_neither_orphan_nor_double(
         == sorted(told(tmp_path / "second"))
         == [["0"], ["1"], ["2"]]
     )
+
+
+def test_two_hundred_trials_are_two_submissions_and_listed_in_one_call(world, calls, tmp_path):
+    many = World(tmp_path, "slurm", {"options": ["--hold"]})
+    said = (*PROGRAM, "say", tmp_path / "never")
+    chains = [many.write(said, said, name=f"n{n}") for n in range(200)]
+    begun = time.monotonic()
+    give(many, chains)
+    print(f"handed over: {time.monotonic() - begun:.1f} s")
+    assert [one for one in calls() if one != "squeue"] == ["sbatch"] * 2
+    before, records = len(calls()), [many.record(chain) for chain in chains]
+    begun = time.monotonic()
+    reports = orders.look(many.jobs, records)
+    print(f"listed: {time.monotonic() - begun:.1f} s")
+    assert calls()[before:] == ["squeue"]
+    assert {(one.state, one.word) for one in reports} == {(State.queued, "PENDING")}
+    assert len({one.engine_id for one in reports}) == 400
+    backend_of("slurm", {}, many.jobs).cancel([one.engine_id for one in reports])
 
 
 def test_chains_of_another_shape_go_alone(world, calls, tmp_path):
