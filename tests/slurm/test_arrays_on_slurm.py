@@ -9,11 +9,13 @@ import pytest
 
 from tests.contract.test_contract import PROGRAM, told
 from tests.contract.world import World
+from tests.slurm.test_chains_on_slurm import aged
 from tests.slurm.test_real_slurm import until
-from toolkit.launch import arrays, orders
+from toolkit.launch import arrays, logs, orders
 from toolkit.launch.backend import backend_of
+from toolkit.launch.folder import LOST_S
 from toolkit.launch.handing import hand_over, hand_over_array
-from toolkit.launch.spec import JobSpec
+from toolkit.launch.spec import JobSpec, Resources
 from toolkit.launch.states import Cause, State
 
 pytestmark = pytest.mark.integration
@@ -155,6 +157,46 @@ def test_a_worker_that_is_killed_is_started_again_as_the_same_task(world, slurm,
         assert world.ended(chain, 1, PATIENCE_S).state is State.succeeded
     assert [slurm_id(world, chain) for chain in chains] == before
     assert [world.reports(chain)[0].attempts for chain in chains] == [1, 2]
+
+
+def test_who_looks_starts_the_tasks_again_that_slurm_calls_running_for_ever(world, slurm, tmp_path):
+    chains = [world.write((*PROGRAM, "count", tmp_path / f"{n}", 30, 0.1)) for n in range(2)]
+    give(world, chains)
+    for n in range(2):
+        until(lambda n=n: len(told(tmp_path / f"{n}" / "counted")) > 3)
+    before = [slurm_id(world, chain) for chain in chains]
+    for pid in [*slurm.steppers(), *slurm.array_processes(before[0].partition("_")[0])]:
+        os.kill(pid, 9)
+    until(lambda: not slurm.steppers())
+    assert {world.reports(chain)[0].word for chain in chains} == {"RUNNING"}
+    for chain in chains:
+        aged(world.job(chain).attempts[-1].folder / "beat", LOST_S + 1)
+        assert world.reports(chain)[0].cause == Cause.lost
+    for n, chain in enumerate(chains):
+        report = world.ended(chain, 1, PATIENCE_S)
+        assert (report.state, report.attempts) == (State.succeeded, 2)
+        assert slurm_id(world, chain) == before[n]
+        assert sorted({n for (n,) in told(tmp_path / f"{n}" / "counted")}) == list(range(1, 31))
+
+
+def test_tasks_of_several_nodes_keep_their_attempts_apart(world, tmp_path):
+    code = (
+        "import os; print(os.environ['TOOLKIT_NODE'], os.environ['TOOLKIT_RENDEZVOUS'], flush=True)"
+    )
+    argv = (sys.executable, "-c", f"{code}; import time; time.sleep(4)")
+    chains = [world.write(argv, resources=Resources(nodes=2)) for _ in range(2)]
+    give(world, chains)
+    meet = set()
+    for chain in chains:
+        report = world.ended(chain, 1, PATIENCE_S)
+        assert (report.state, report.attempts) == (State.succeeded, 1)
+        record = world.record(chain)
+        lines = logs.lines(world.jobs, record, list(record["jobs"]), follow=False, tick=int)
+        told_by = sorted((str(one.node), *one.text.split()) for one in lines)
+        assert [one[:2] for one in told_by] == [("0", "0"), ("1", "1")]
+        meet.add(told_by[0][2])
+        assert told_by[0][2] == told_by[1][2]
+    assert len(meet) == 2
 
 
 def test_cancel_ends_only_the_one(world, slurm, tmp_path):
