@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import UsageError
-from toolkit.launch import keeping, report
+from toolkit.launch import keeping, report, secrets
 from toolkit.launch.backend import BACKENDS, Backend, backend_of
 from toolkit.launch.folder import JobFolder, read
 from toolkit.launch.handing import give, hand_over
@@ -142,7 +142,7 @@ def retry(jobs: Path, chain: Mapping[str, Any]) -> list[str]:
     """Start again what failed or was cancelled of a chain that is over; what succeeded stays. The ids of the jobs.
 
     Raises:
-        UsageError: It is not over, or nothing failed.
+        UsageError: It is not over, nothing failed, or a secret would not reach the jobs.
         BackendError: The engine is not there, or refuses.
     """
     reports = look(jobs, [chain])
@@ -153,6 +153,8 @@ def retry(jobs: Path, chain: Mapping[str, Any]) -> list[str]:
     again = [one for one in reports if one.state is not State.succeeded]
     if not again:
         raise UsageError(f"all jobs of {chain['id']} succeeded", "there is nothing to do again")
+    for one in again if chain["backend"] == "local" else ():
+        secrets.check(JobFolder(Path(one.folder)).spec.secrets, jobs)
     for one in again:
         folder = JobFolder(Path(one.folder))
         number = int(folder.retried["round"]) + 1
