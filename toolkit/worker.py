@@ -283,9 +283,14 @@ def _forget(state: Path, keep: tuple[str, ...]) -> None:
 
 
 def raise_on_sigterm() -> None:
-    """Make SIGTERM end the worker in order: the stage writes a checkpoint, the MLflow run is KILLED."""
+    """Make SIGTERM end the worker in order: the stage writes a checkpoint, the MLflow run is KILLED.
+
+    Only the first one counts: Slurm tells every process of a job, and the shim then tells the worker again, which
+    would cut short the wait for the checkpoint.
+    """
 
     def handler(_signum: int, _frame: object) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: None)
         raise errors.Interrupted
 
     signal.signal(signal.SIGTERM, handler)

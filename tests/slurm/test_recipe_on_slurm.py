@@ -8,6 +8,9 @@ import yaml
 
 from tests.contract.test_recipe import Project, _steps, _trained, _wait, base, train_python, whole
 from toolkit.launch.folder import JobFolder
+from toolkit.tracking.client import connect
+from toolkit.tracking.store import resolve
+from toolkit.workspace import Workspace
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 __all__ = ["base", "whole"]  # fixtures
@@ -34,7 +37,8 @@ class OnSlurm(Project):
 def test_a_training_that_slurm_preempts_ends_as_if_nobody_had(slurm, tmp_path, base, whole):
     project = OnSlurm(tmp_path / "it's a $project", base, train_python())
     try:
-        order = ("train", "colours.yaml", "--on", "fake.yaml")
+        alone = ("--set", "train.checkpoint_every=1000")  # only who is told to stop keeps one
+        order = ("train", "colours.yaml", *alone, "--on", "fake.yaml")
         shown = json.loads(project.toolkit(*order, "--dry-run", "--json"))
         chain = project.toolkit(*order, "--detach").strip()
         train = JobFolder(project.jobs / chain / f"{chain}-03-train")
@@ -42,25 +46,23 @@ def test_a_training_that_slurm_preempts_ends_as_if_nobody_had(slurm, tmp_path, b
         slurm.ask("scontrol", "requeue", train.submitted["id"].partition("@")[0])
         project.toolkit("jobs", "wait", chain)
         assert [one.ended["cause"] for one in train.attempts] == ["preempted", "done"]
+        assert train.attempts[0].ended["kept"]
         assert _trained(project) == whole
         for one in shown:
             sent = JobFolder(project.jobs / chain / one["job"]).submitted["text"]
             numbered = re.sub(r'"afterok:<id of .*>"', "afterok:#", one["text"])
             assert re.sub(r"afterok:\d+", "afterok:#", sent) == numbered
-        assert _runs(project) == {"colours", "data", "fetch", "train"}
+        assert set(_runs(project)) == {"colours", "data", "fetch", "train"}
     finally:
         project.close()
 
 
 def _runs(project):
-    from toolkit.tracking.client import connect
-    from toolkit.tracking.store import resolve
-    from toolkit.workspace import Workspace
-
+    """The runs that MLflow has, name -> id; all are finished, and no step has two."""
     client = connect(resolve(None, Workspace(project.folder / "runs")))
     experiment = client.get_experiment_by_name("colours").experiment_id
     runs = client.search_runs([experiment])
     assert {run.info.status for run in runs} == {"FINISHED"}
-    names = [run.info.run_name for run in runs]
-    assert len(names) == len(set(names))
-    return set(names)
+    named = {run.info.run_name: run.info.run_id for run in runs}
+    assert len(named) == len(runs)
+    return named

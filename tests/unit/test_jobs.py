@@ -1,6 +1,7 @@
 """Jobs without an engine: states, causes, retries, profiles, limits, places, the words of refusals."""
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
@@ -14,6 +15,8 @@ import pytest
 
 from tests.contract.world import World
 from toolkit import errors
+from toolkit.cli import job_tables
+from toolkit.engines.guard import descendants
 from toolkit.launch import causes, holding, limits, logs, orders, report, retries, secrets, snapshot
 from toolkit.launch.folder import LOST_S, JobFolder, write
 from toolkit.launch.local import Local
@@ -98,9 +101,11 @@ def test_every_cause_has_a_state(world, cause, state):
 
 def test_a_failure_cancels_what_comes_after_with_its_reason(world):
     chain = world.write(["true"], ["true"], ["true"])
-    attempt(world.job(chain), "failed")
+    attempt(world.job(chain), "failed", message="it broke\n  in many lines")
     reports = report.of_chain(world.jobs, world.record(chain))
     assert [one.state for one in reports] == [State.failed, State.cancelled, State.cancelled]
+    assert job_tables.row(reports[0])[-1] == "it broke"
+    assert reports[0].reason == "it broke\n  in many lines"
     assert {one.reason for one in reports[1:]} == {"step-1 failed: it broke"}
     assert report.state_of(reports) is State.failed
 
@@ -114,6 +119,19 @@ def test_progress_costs_no_try_and_standing_still_does():
     assert not retries.again(spec, [stood, went_on, stood])
     assert not retries.again(spec, [{"cause": "failed", "kept": True}])
     assert [retries.pause_s([stood] * n) for n in (0, 1, 2, 30)] == [0, 2, 4, 300]
+
+
+def test_what_ranks_say_when_they_end_is_no_progress(world):
+    """Else a training of several ranks that never keeps a checkpoint would be tried again for ever."""
+    job = world.job(world.write(["true"]))
+    job.state.mkdir()
+    for name in ("log.txt", "error.json", "rank-0.json", "again-0.json"):
+        (job.state / name).touch()
+    assert not job.kept_since(0)
+    (job.state / "checkpoints" / "step-2").mkdir(parents=True)
+    assert not job.kept_since(0)
+    (job.state / "checkpoints" / "step-2" / "state.json").touch()
+    assert job.kept_since(0)
 
 
 def test_words_of_engines_are_in_a_table_or_an_error():
@@ -161,6 +179,19 @@ def test_a_lock_that_was_handed_down_is_ours_and_nobody_elses(tmp_path, monkeypa
     assert holding.is_held(path)
     os.close(given)
     assert not holding.is_held(path)
+
+
+def test_who_checks_a_lock_keeps_it_from_nobody(tmp_path):
+    path = tmp_path / "lock"
+    path.touch()
+    check = os.open(path, os.O_RDWR)
+    fcntl.flock(check, fcntl.LOCK_SH)  # as is_held does, in the moment before it lets go
+    assert not holding.is_held(path)
+    later = threading.Timer(0.05, os.close, [check])
+    later.start()
+    assert holding.hold(path) is not None
+    later.join()
+    assert holding.is_held(path)
 
 
 def test_places_are_given_whole_or_not_at_all(tmp_path):
@@ -317,6 +348,30 @@ def test_the_shim_asks_to_be_started_again_after_a_signal(world):
     ended = world.job(chain).attempts[0].ended
     assert (ended["cause"], ended["message"]) == ("preempted", "told to stop by SIGUSR1")
     assert ended["again"] is True
+
+
+def test_a_signal_for_every_process_of_a_job_ends_none_before_its_checkpoint(world, tmp_path):
+    """As Slurm does it: SIGTERM to all of them, and srun gives SIGUSR1 to all of them."""
+    import subprocess
+
+    script = (
+        "import time; from pathlib import Path; from toolkit.worker import raise_on_sigterm\n"
+        "raise_on_sigterm(); print('up', flush=True)\n"
+        "try: time.sleep(60)\n"
+        f"finally: time.sleep(2); Path({str(tmp_path / 'kept')!r}).touch()"
+    )
+    chain = world.write([sys.executable, "-c", script])
+    spec = world.job(chain).spec
+    process = subprocess.Popen(spec.argv, env=os.environ | dict(spec.env), stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"up\n"
+    everybody = [process.pid, *descendants(process.pid)]
+    assert len(everybody) == 2
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        for pid in everybody:
+            os.kill(pid, number)
+    assert process.wait(60) == 75
+    process.stdout.close()
+    assert (tmp_path / "kept").exists()
 
 
 def test_a_job_is_plain_data(tmp_path):

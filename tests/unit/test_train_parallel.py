@@ -2,7 +2,6 @@
 
 import json
 import signal
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,6 +11,7 @@ from toolkit.preflight.base_facts import BaseFacts
 from toolkit.preflight.gpu import GpuFacts
 from toolkit.recipe.train import TrainSection
 from toolkit.stages.__main__ import main
+from toolkit.train.parallel import again
 from toolkit.train.parallel.choose import bytes_whole, choose
 from toolkit.train.parallel.launch import (
     Launch,
@@ -52,6 +52,12 @@ def test_an_idle_rank_computes_one_real_row_along():
 def test_one_rank_has_all():
     batches = [[[1]], [[2]]]
     assert [turn.sequences for turn in share(batches, 0, 1)] == batches
+
+
+def test_the_start_of_a_job_is_not_a_start_of_its_ranks():
+    """Job engines name each start of a job in TOOLKIT_START, in words of their own."""
+    assert again.starts({"TOOLKIT_START": "17.0"}) == 0
+    assert again.starts({"TOOLKIT_START": "17.0", again.STARTS: "2"}) == 2
 
 
 def chosen(config=LLAMA_8B, ranks=2, gpu=H100, **train):
@@ -105,34 +111,27 @@ def test_bytes_of_an_8b_are_those_of_its_parts():
     assert 5.5 < bytes_whole(TrainSection(method="qlora"), base) / gib < 7.5
 
 
-STEP, PROGRAM = Path("state/step.json"), Path("toolkit/stages/__main__.py")
-
-
 def test_torchrun_on_one_machine_meets_on_a_port_of_its_own():
-    assert torchrun_arguments(Launch(2), 0, "abc", PROGRAM, STEP) == [
+    assert torchrun_arguments(Launch(2), 0, "abc", 0) == [
         "--standalone",
         "--nproc-per-node=2",
         "--max-restarts=0",
         "--monitor-interval=0.5",
-        "toolkit/stages/__main__.py",
-        "state/step.json",
     ]
 
 
 @pytest.mark.parametrize("node", [0, 1])
 def test_torchrun_on_several_machines_meets_at_the_first(node):
     launch = Launch(8, 2, "head:29400")
-    assert torchrun_arguments(launch, node, "abc", PROGRAM, STEP) == [
+    assert torchrun_arguments(launch, node, "abc", 1) == [
         "--nnodes=2",
         f"--node-rank={node}",
-        "--rdzv-backend=c10d",
-        "--rdzv-endpoint=head:29400",
         "--rdzv-id=abc",
+        "--master-addr=head",
+        "--master-port=29401",
         "--nproc-per-node=8",
         "--max-restarts=0",
         "--monitor-interval=0.5",
-        "toolkit/stages/__main__.py",
-        "state/step.json",
     ]
     assert launch.ranks == 16
 

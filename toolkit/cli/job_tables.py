@@ -31,10 +31,11 @@ def recent(reports: Iterable[JobReport]) -> list[JobReport]:
 
 
 def row(one: JobReport) -> tuple[Any, ...]:
-    """A job as a row of a list."""
+    """A job as a row of a list, with the first line of its reason."""
     where = " ".join(filter(None, (one.host, f"GPU {one.gpus}" if one.gpus else None)))
     took = render.duration(one.seconds) if one.seconds else None
-    return one.id, one.state.value, one.attempts or None, took, where, one.reason
+    reason = one.reason.partition("\n")[0] if one.reason else None
+    return one.id, one.state.value, one.attempts or None, took, where, reason
 
 
 def full(one: JobReport) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 ::
 
+    <workspace>/jobs/arrays/*.sh        scripts of arrays that were handed over
     <workspace>/jobs/<chain>/
     ├── chain.json                  what was asked, by whom, when; the MLflow parent run
     ├── recipe.yaml, lock, source/  the snapshot: later edits change nothing
     └── <job id>/
         ├── job.json                the spec
         ├── step.json               what the worker reads
+        ├── array.json              the array that it is, or would be, a task of: its name, which task, which round
         ├── submitted.json          the engine's id, and what was sent (absent: never handed over)
         ├── cancelled.json          somebody asked for its end: when, who
         ├── retried.json            somebody asked for new tries: when, which round
@@ -37,8 +39,8 @@ BEAT_S = 10.0
 """Between two heartbeats."""
 LOST_S = 90.0
 """Without a heartbeat for so long a job that should run is lost."""
-OF_THE_WORKER = ("log.txt", "step.json", "result.json", "mlflow.json", "error.json")
-"""Files of a step's state folder that are no work done."""
+NO_WORK = ("log.txt", "step.json", "result.json", "mlflow.json", "error.json", "rank-*", "again-*")
+"""Patterns of files in a step's state folder that are no work done: words of the worker and of ranks."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,21 @@ class JobFolder:
 
     @property
     def submitted(self) -> dict[str, Any] | None:
-        """``id`` of the engine, ``at``, ``text`` that was sent; ``None`` if it was never handed over."""
+        """``id`` of the engine, ``at``, and ``text`` that was sent, or the ``array`` whose script that was.
+
+        ``None`` if it was never handed over.
+        """
         return read(self.path / "submitted.json")
+
+    @property
+    def array(self) -> dict[str, Any] | None:
+        """``name``, ``task`` and ``round`` of the last array that it was put into; written before that is sent."""
+        return read(self.path / "array.json")
+
+    @property
+    def done(self) -> bool:
+        """Whether its last attempt succeeded."""
+        return any((one.ended or {}).get("cause") == "done" for one in self.attempts[-1:])
 
     @property
     def cancelled(self) -> dict[str, Any] | None:
@@ -145,7 +160,7 @@ class JobFolder:
         state = self.state
         if state is None or not state.is_dir():
             return False
-        entries = (entry for entry in state.iterdir() if entry.name not in OF_THE_WORKER)
+        entries = (one for one in state.iterdir() if not any(map(one.match, NO_WORK)))
         files = (f for e in entries for f in ([e] if e.is_file() else e.rglob("*")))
         return any(file.is_file() and file.stat().st_mtime >= moment for file in files)
 

@@ -258,7 +258,8 @@ def _upstream(
         needed = before.get(name)
         if needed and needed.state in (State.failed, State.cancelled):
             root = needed.reason if needed.cause == Cause.upstream else None
-            said = root or f"{needed.step} {needed.state.value}: {needed.reason or needed.cause}"
+            why = (needed.reason or str(needed.cause)).partition("\n")[0]  # all of it stands there
+            said = root or f"{needed.step} {needed.state.value}: {why}"
             return _Standing(State.cancelled, Cause.upstream, said)
         if needed and standing.state is State.queued and needed.state is not State.succeeded:
             return _Standing(State.queued, reason=f"after {needed.step}")

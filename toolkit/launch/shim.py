@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -148,7 +149,7 @@ class Watch:
             stderr=subprocess.STDOUT,
             process_group=0,
             pass_fds=held,
-            preexec_fn=die_with_parent(os.getpid(), signal.SIGTERM),  # noqa: PLW1509 - one thread
+            preexec_fn=_before_worker(os.getpid()),  # noqa: PLW1509 - one thread
         )
 
     def _look(self, worker: int) -> None:
@@ -175,6 +176,17 @@ class Watch:
         grace = CANCEL_S if self.told.cancelled else max(1.0, self.spec.grace_s - LAST_WORDS_S)
         if now - self.told.at >= grace:
             _to_group(worker, signal.SIGKILL)
+
+
+def _before_worker(shim: int) -> Callable[[], None]:
+    """SIGTERM when the shim dies; SIGUSR1 is the shim's alone, though srun gives it to every process of a step."""
+    told_of_death = die_with_parent(shim, signal.SIGTERM)
+
+    def before_exec() -> None:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # kept by all that the worker starts
+        told_of_death()
+
+    return before_exec
 
 
 def _begin(attempt: Attempt) -> None:

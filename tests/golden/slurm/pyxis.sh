@@ -16,7 +16,7 @@ trap : USR1 # until there is somebody to hear it
 cd -- '/home/ada/my work/jobs/tickets-3fa2c1d4/tickets-3fa2c1d4-04-train' || exit
 ended() { # the last word of the script, kept for those who ask after Slurm forgot
   local rc="${1:-$?}"
-  local form='{"job": %d, "mark": "%s", "restarts": %d, "exit_code": %d}\n'
+  local form='{"job": "%s", "mark": "%s", "restarts": %d, "exit_code": %d}\n'
   local mark=toolkit:tickets-3fa2c1d4-04-train restarts="${SLURM_RESTART_COUNT:-0}"
   printf "$form" "$SLURM_JOB_ID" "$mark" "$restarts" "$rc" >.slurm.part
   mv .slurm.part slurm.json
@@ -26,7 +26,8 @@ export NOTE=$'it\'s $5\n"or" more'
 export TOOLKIT_ENGINE_ID="$SLURM_JOB_ID@tickets-3fa2c1d4-04-train"
 export TOOLKIT_START="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"
 first="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
-export TOOLKIT_RENDEZVOUS="$first:$((20000 + SLURM_JOB_ID % 5000))"
+address="$(scontrol show node "$first" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')"
+export TOOLKIT_RENDEZVOUS="${address:-$first}:$((20000 + SLURM_JOB_ID % 5000))"
 program=(
   /opt/tk/bin/python
   -P

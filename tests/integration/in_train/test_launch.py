@@ -100,7 +100,7 @@ def test_two_nodes_train_one_model(context, train_config, tmp_path):
     (ctx.state / "step.json").write_text(json.dumps(step))
     reader, writer = os.pipe()
     nodes = []
-    for node in (0, 1):
+    for node in (1, 0):  # whoever comes first, rank 0 is on node 0: it reports
         own = {"TOOLKIT_NODE": str(node), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
         own |= {"TOOLKIT_EVENTS_FD": str(writer)} if node == 0 else {}
         node_process = subprocess.Popen(

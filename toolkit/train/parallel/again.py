@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-START = "TOOLKIT_START"
+STARTS = "TOOLKIT_RANKS_STARTS"
 """Environment variable of ranks: how often they were started before, within one run of the step."""
 
 
@@ -56,7 +56,7 @@ def asked(state: Path, start: int) -> Again | None:
 
 def starts(environ: Mapping[str, str] = os.environ) -> int:
     """How often the ranks of this run were started before."""
-    return int(environ.get(START, "0"))
+    return int(environ.get(STARTS, "0"))
 
 
 def why_here(state: Path) -> Again | None:

@@ -53,25 +53,26 @@ class Launch:
         return self.processes * self.nodes
 
 
-def torchrun_arguments(
-    launch: Launch, node: int, run_id: str, program: Path, step_file: Path
-) -> list[str]:
-    """Arguments of ``python -m torch.distributed.run``.
+def torchrun_arguments(launch: Launch, node: int, run_id: str, start: int) -> list[str]:
+    """Arguments of ``python -m torch.distributed.run``, without the program.
+
+    Several nodes meet by torchrun's static rendezvous: it puts rank 0 on node 0, whose worker takes what rank 0
+    reports (c10d puts it on the node whose name comes first), and all meet at one port that is known.
 
     Args:
         launch: How many, and where they meet.
         node: Which node this is.
         run_id: Equal on all nodes of one run, and on no others.
-        program: What every rank runs.
-        step_file: Its argument.
+        start: How often the ranks were started before; each start has a port of its own, because the store of the
+            one before may still be there.
     """
     meeting = ["--standalone"]
     if launch.nodes > 1:
-        endpoint = launch.rendezvous or os.environ.get(RENDEZVOUS, "")
-        meeting = [f"--nnodes={launch.nodes}", f"--node-rank={node}", "--rdzv-backend=c10d"]
-        meeting += [f"--rdzv-endpoint={endpoint}", f"--rdzv-id={run_id}"]
+        host, _, port = (launch.rendezvous or os.environ.get(RENDEZVOUS, "")).rpartition(":")
+        meeting = [f"--nnodes={launch.nodes}", f"--node-rank={node}", f"--rdzv-id={run_id}"]
+        meeting += [f"--master-addr={host}", f"--master-port={int(port) + start}"]
     own = [f"--nproc-per-node={launch.processes}", "--max-restarts=0", "--monitor-interval=0.5"]
-    return [*meeting, *own, str(program), str(step_file)]
+    return [*meeting, *own]
 
 
 def rank_environ(launch: Launch, given: Mapping[str, str], cores: int) -> dict[str, str]:
@@ -97,6 +98,8 @@ def run(launch: Launch, run_id: str, program: Path, step_file: Path, state: Path
     node = int(os.environ.get(NODE, "0"))
     if node == 0:
         again.forget(state)
+    if launch.nodes > 1:
+        _say(f"node {node} of {launch.nodes}: {launch.processes} of {launch.ranks} ranks")
     os.environ.update(rank_environ(launch, os.environ, len(os.sched_getaffinity(0))))
     signal.signal(signal.SIGTERM, _pass_on)
     _STOPPED.clear()
@@ -105,9 +108,9 @@ def run(launch: Launch, run_id: str, program: Path, step_file: Path, state: Path
         if node == 0:
             for old in state.glob("rank-*.json"):
                 old.unlink()
-        os.environ[again.START] = str(start)
-        name = f"{run_id}-{start}"
-        died = _run_ranks(torchrun_arguments(launch, node, name, program, step_file))
+        os.environ[again.STARTS] = str(start)
+        given = torchrun_arguments(launch, node, run_id, start)
+        died = _run_ranks([*given, str(program), str(step_file)])
         if not died:
             return 0
         wanted = again.asked(state, start)
@@ -115,10 +118,14 @@ def run(launch: Launch, run_id: str, program: Path, step_file: Path, state: Path
             report = cause(errors_of(state), died, launch.ranks)
             if node == 0:
                 (state / "error.json").write_text(json.dumps(report))
-            print(f"error: {report['message']}", file=sys.stderr)  # noqa: T201 - the step's log
+            _say(f"error: {report['message']}")
             return int(report["exit_code"])
-        print(wanted.says, file=sys.stderr)  # noqa: T201 - stderr is the step's log
+        _say(wanted.says)
         start += 1
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)  # noqa: T201 - stderr is the step's log
 
 
 _STOPPED: list[int] = []
