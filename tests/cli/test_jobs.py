@@ -50,7 +50,18 @@ def test_no_jobs_says_how_to_get_some(run):
 def test_an_unknown_name_is_refused(run):
     result = run("jobs", "show", "nothing")
     assert isinstance(result.exception, UsageError)
-    assert result.exception.message == "no chain and no job is named 'nothing'"
+    assert result.exception.message.startswith("no chain and no job is named 'nothing' in /")
+    assert "--workspace" in result.exception.hint
+
+
+def test_the_newest_chain_comes_first_and_its_jobs_in_their_order(run, tmp_path):
+    world = World(tmp_path, "slurm")  # which needs no keeper
+    chains = [world.write(["true"], ["true"], name=name) for name in ("old", "new")]
+    lines = run("jobs", "list", "--workspace", str(world.jobs.parent)).output.splitlines()
+    shown = [line.split()[:2] for line in lines if "-step" in line]
+    order = [(chains[1], 1), (chains[1], 2), (chains[0], 1), (chains[0], 2)]
+    assert shown == [[f"{chain}-{n:02d}-step", "queued"] for chain, n in order]
+    assert sum("waits for its turn" in line for line in lines) == 2
 
 
 @pytest.fixture

@@ -71,12 +71,12 @@ def find(jobs: Path, names: Sequence[str]) -> dict[str, list[str]]:
     known = {chain["id"]: list(chain["jobs"]) for chain in report.chains(jobs)}
     found: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        chain, ids = _one(name, known)
+        chain, ids = _one(name, known, jobs)
         found[chain] += [one for one in ids if one not in found[chain]]
     return dict(found)
 
 
-def _one(name: str, known: Mapping[str, list[str]]) -> tuple[str, list[str]]:
+def _one(name: str, known: Mapping[str, list[str]], jobs: Path) -> tuple[str, list[str]]:
     if name in known:
         return name, known[name]
     of_job = [(chain, [job]) for chain, ids in known.items() for job in ids if job == name]
@@ -89,7 +89,8 @@ def _one(name: str, known: Mapping[str, list[str]]) -> tuple[str, list[str]]:
             f"{name} may be {', '.join(chain for chain, _ in begin[:5])}", "say more of it"
         )
     raise UsageError(
-        f"no chain and no job is named {name!r}{close_match(name, known)}", "toolkit jobs list"
+        f"no chain and no job is named {name!r} in {jobs.parent}{close_match(name, known)}",
+        "toolkit jobs list --all; --workspace looks into another one",
     )
 
 

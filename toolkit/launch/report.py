@@ -15,6 +15,8 @@ from toolkit.launch.spec import JobSpec
 from toolkit.launch.states import Cause, Seen, State
 
 FORGOTTEN = "its engine forgot it while it waited, or somebody cancelled it there"
+WAITS = "waits for its turn"
+"""Of a job that no engine was asked about yet: earlier ones have the places."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,7 @@ def _not_begun(
         state = State.starting if engine.state is State.running else engine.state
         return _Standing(state, reason=engine.reason)
     waiting = read(folder.path / "waiting.json")
-    return _Standing(State.queued, reason=(waiting or {}).get("reason"))
+    return _Standing(State.queued, reason=(waiting or {}).get("reason") or WAITS)
 
 
 def _under_way(folder: JobFolder, spec: JobSpec, last: Attempt, engine: Seen | None) -> _Standing:
