@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,11 @@ from toolkit.launch.states import Cause, Seen, State
 
 FORGOTTEN = "its engine forgot it while it waited, or somebody cancelled it there"
 WAITS = "waits for its turn"
-"""Of a job that no engine was asked about yet: earlier ones have the places."""
+"""Of a job that the keeper has in its queue."""
+NOT_GIVEN = (
+    "its engine does not have it: repeat the submission, which goes on with it, or cancel it"
+)
+"""Of a job whose engine orders jobs itself, and refused it; or its submitter was killed, or is at it just now."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,9 @@ def _report(
         standing = _Standing(
             State.failed, Cause.lost, FORGOTTEN, f"toolkit jobs retry {chain['id']}"
         )
+    if standing.state is State.queued and not standing.reason and submitted is None:
+        ordered = BACKENDS[chain["backend"]].ordered
+        standing = replace(standing, reason=NOT_GIVEN if ordered else WAITS)
     recent = attempts[folder.retried["before"] :]
     standing = _upstream(standing, spec, recent, before) or standing
     begun = attempts[-1].started if attempts else None
@@ -191,7 +198,7 @@ def _not_begun(
         state = State.starting if engine.state is State.running else engine.state
         return _Standing(state, reason=engine.reason)
     waiting = read(folder.path / "waiting.json")
-    return _Standing(State.queued, reason=(waiting or {}).get("reason") or WAITS)
+    return _Standing(State.queued, reason=(waiting or {}).get("reason"))
 
 
 def _under_way(folder: JobFolder, spec: JobSpec, last: Attempt, engine: Seen | None) -> _Standing:
