@@ -1,6 +1,7 @@
 """``toolkit jobs`` and ``run --on``: what is refused, and what is said where nothing is there."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -8,6 +9,7 @@ from click.testing import CliRunner
 from tests.contract.world import World
 from tests.unit.test_jobs import attempt
 from toolkit.cli import toolkit
+from toolkit.cli.submitting import run_on
 from toolkit.errors import UsageError
 
 
@@ -62,6 +64,17 @@ def test_the_newest_chain_comes_first_and_its_jobs_in_their_order(run, tmp_path)
     order = [(chains[1], 1), (chains[1], 2), (chains[0], 1), (chains[0], 2)]
     assert shown == [[f"{chain}-{n:02d}-step", "queued"] for chain, n in order]
     assert sum("repeat the submission" in line for line in lines) == 2  # nobody submitted them
+
+
+def test_ctrl_c_while_it_is_submitted_says_that_the_same_command_goes_on(monkeypatch, capsys):
+    def cut_off(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("toolkit.launch.submit.submit", cut_off)
+    todo = [SimpleNamespace(done=False)]
+    with pytest.raises(KeyboardInterrupt):
+        run_on(None, todo, None, detach=True, dry_run=False, as_json=False)
+    assert "the same command goes on with it" in capsys.readouterr().err
 
 
 @pytest.fixture
