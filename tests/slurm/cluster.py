@@ -293,9 +293,15 @@ class SlurmCluster:
 
     def job_processes(self, number: str) -> list[int]:
         """Processes of one job, without those of Slurm itself."""
-        mark = f"SLURM_JOB_ID={number}".encode()
+        return self._without_slurms(f"SLURM_JOB_ID={number}")
+
+    def array_processes(self, number: str) -> list[int]:
+        """Processes of all tasks of an array, without those of Slurm itself."""
+        return self._without_slurms(f"SLURM_ARRAY_JOB_ID={number}")
+
+    def _without_slurms(self, mark: str) -> list[int]:
         ours = set(self.processes()) - set(self.steppers())
-        return [pid for pid in ours if mark in _environ(pid)]
+        return [pid for pid in ours if mark.encode() in _environ(pid)]
 
     def empty(self) -> None:
         """End all jobs; wait until none is left and both nodes are free."""

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from toolkit import tracking
-from toolkit.launch import keeping, limits, snapshot
+from toolkit.launch import keeping, limits, secrets, snapshot
 from toolkit.launch.chain import Draft, How, TrialOf, draft
 from toolkit.launch.folder import write
 from toolkit.launch.handing import hand_over, hand_over_array
@@ -44,6 +44,7 @@ def submit(
     Raises:
         DriftError: ``frozen``, and something differs from ``toolkit.lock``.
         LimitError: The profile allows no more; BusyError where it will when others are over.
+        UsageError: A secret would not reach the jobs.
         TrackingError: The MLflow store cannot be opened.
         BackendError: The engine is not there, or refuses.
     """
@@ -65,6 +66,7 @@ def submit_together(
 
     Raises:
         LimitError: The profile allows no more; BusyError where it will when others are over.
+        UsageError: A secret would not reach the jobs.
         TrackingError: The MLflow store cannot be opened.
         BackendError: The engine is not there, or refuses.
     """
@@ -94,6 +96,8 @@ def _written(
     if not before:
         if not made.backend.ordered:
             keeping.require()
+        if made.profile.backend == "local":
+            secrets.check(made.profile.secrets, made.folder.parent)
         limits.check(made)
         tracking.check(Store.read(made.record["store"]))
         _write(made)
