@@ -291,11 +291,11 @@ class SlurmCluster:
         """The slurmstepd processes: one watches each step on its node."""
         return [pid for pid in self.processes() if _name(pid).startswith("slurmstepd")]
 
-    def job_processes(self, number: str) -> list[int]:
-        """Processes of one job, without those of Slurm itself."""
-        mark = f"SLURM_JOB_ID={number}".encode()
+    def job_processes(self, number: str, *marks: bytes) -> list[int]:
+        """Processes of one job, without those of Slurm itself; those that have all of some variables."""
+        wanted = {f"SLURM_JOB_ID={number}".encode(), *marks}
         ours = set(self.processes()) - set(self.steppers())
-        return [pid for pid in ours if mark in _environ(pid)]
+        return [pid for pid in ours if wanted <= set(_environ(pid))]
 
     def empty(self) -> None:
         """End all jobs; wait until none is left and both nodes are free."""

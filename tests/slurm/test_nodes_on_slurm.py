@@ -1,7 +1,9 @@
 """One training on two nodes through Slurm: torchrun between the shims, preempted in the middle, the same in the end."""
 
 import json
+import os
 import re
+import signal
 
 import pytest
 import yaml
@@ -47,29 +49,51 @@ def project(slurm, tmp_path, base):
     made.close()
 
 
-def test_two_nodes_that_slurm_preempts_train_what_one_process_trains(slurm, project, references):
-    one, two = references
+@pytest.fixture
+def interrupted(slurm, project):
+    """Preempted in its first attempt; a rank of the other node killed in its second. The job, and its log."""
     chain = project.toolkit(*ORDER, "--on", "fake.yaml", "--detach").strip()
     train = JobFolder(project.jobs / chain / f"{chain}-03-train")
     assert train.spec.resources.nodes == 2
+    number = train.submitted["id"].partition("@")[0]
     _wait(lambda: len(train.attempts) == 1 and _steps(project) > 4, train)
-    slurm.ask("scontrol", "requeue", train.submitted["id"].partition("@")[0])
+    slurm.ask("scontrol", "requeue", number)
+    _wait(lambda: len(train.attempts) == 2 and _steps(project) > _kept(train), train)
+    (rank,) = slurm.job_processes(number, b"SLURM_NODEID=1", b"RANK=1")
+    os.kill(rank, signal.SIGKILL)
     project.toolkit("jobs", "wait", chain)
-    assert [one.ended["cause"] for one in train.attempts] == ["preempted", "done"]
-    assert train.attempts[0].ended["kept"]
+    return train
+
+
+def test_two_nodes_that_are_interrupted_train_what_one_process_trains(
+    project, interrupted, references
+):
+    one, two = references
+    ends = [attempt.ended for attempt in interrupted.attempts]
+    assert [end["cause"] for end in ends] == ["preempted", "lost", "done"]
+    assert ends[0]["kept"]
+    assert ends[1]["message"].startswith("step train: rank 1 of 2 was ended by SIGKILL")
+    assert _ranks(project) == 2
     (made,) = _trained(project)
     assert made == two
     assert [step for step, _ in made[1]] == [step for step, _ in one[1]]
     for (_, loss), (_, alone) in zip(made[1], one[1], strict=True):
         assert loss == pytest.approx(alone, abs=TOLERANCE)
-    assert _ranks(project) == 2
-    log = project.toolkit("jobs", "logs", f"{chain}-03-train")
-    assert log.count("node 1 of 2: 1 of 2 ranks") == 2  # in both attempts
-    (kept,) = re.findall(rf"going on after step (\d+) of {STEPS}", log)
-    assert 0 < int(kept) < STEPS
+    kept = _kept(interrupted)
+    assert 0 < kept < STEPS
     runs = _runs(project)
     assert set(runs) == {"colours", "data", "fetch", "train"}
-    assert _logged(project, runs["train"]) == list(range(1, STEPS + 1))  # no step done twice
+    logged = _logged(project, runs["train"])
+    assert set(logged) == set(range(1, STEPS + 1))
+    assert [n for n in logged if n <= kept] == list(range(1, kept + 1))  # none done twice
+    for attempt in interrupted.attempts:
+        assert "node 1 of 2: 1 of 2 ranks" in attempt.log(1).read_text()
+
+
+def _kept(train):
+    """After which step the second attempt went on."""
+    found = re.search(rf"going on after step (\d+) of {STEPS}", train.attempts[1].log().read_text())
+    return int(found[1]) if found else STEPS
 
 
 def _trained(project):
