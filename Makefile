@@ -70,9 +70,15 @@ check: setup ## format, lint, types, fast tests: under two minutes
 	$(BIN)/mypy --num-workers $(CORES)
 	$(BIN)/pytest -q -n $$(($(CORES) + 1)) --dist loadfile -m "not integration and not gpu" $(CORE_TESTS)
 
+# For the tests of the kernels of training, which Triton interprets; no environment on a CPU needs it.
+$(VENV)/triton: $(VENV)/.uv $(LOCKS)/train-cuda.txt
+	@awk '/^[^ #]/ { wanted = /^triton==/ } wanted' $(LOCKS)/train-cuda.txt > $(VENV)/triton.txt
+	$(UV) pip install --python $(BIN)/python --python-version 3.11 --target $@ --no-deps --require-hashes -r $(VENV)/triton.txt
+	touch $@
+
 # Threads of torch that wait by spinning take the cores from those that work: 10 times the CPU time was seen.
 integration: export OMP_WAIT_POLICY := PASSIVE
-integration: check
+integration: check $(VENV)/triton
 	@$(BIN)/toolkit env sync $(CPU_ENVIRONMENTS)
 	PATH="$$PATH:$(CURDIR)/$(BIN)"  # fetch needs uv
 	for stage in train quantize; do

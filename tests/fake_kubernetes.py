@@ -425,6 +425,7 @@ class Cluster:
             return
         self._condition(pod, "PodScheduled", "True", None, None)
         pod["spec"]["nodeName"] = NODE
+        pod["status"]["startTime"] = now()
         self._waits(pod, "ContainerCreating", None)
 
     def _start(self, pod: dict) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from tests.contract.engines import ENGINES
 from tests.contract.test_contract import PROGRAM, _wait_for, told
+from tests.contract.world import World
 from toolkit.launch.states import State
 
 pytestmark = pytest.mark.integration
@@ -49,6 +50,33 @@ def test_a_pod_that_its_node_refused_is_given_to_another(world, tmp_path):
     assert (report.state, report.attempts) == (State.succeeded, 2)
     assert world.job(chain).attempts[0].ended["cause"] == "lost"
     assert told(tmp_path / "said") == [["once"]]
+
+
+@pytest.fixture
+def impatient(world, tmp_path):
+    made = World(tmp_path, "kubernetes", world.options | {"start_timeout_s": 3})
+    made.cluster = world.cluster
+    yield made
+    world.cluster.images = None
+    made.close()
+
+
+@pytest.mark.parametrize("wrong", ["image", "secret"])
+def test_what_a_pod_never_gets_fails_it_with_the_kubelets_words(impatient, tmp_path, wrong):
+    world = impatient
+    given = {"image": {}, "secret": {"secrets": {"TOKEN": "no-such/token"}}}[wrong]
+    world.cluster.images = set() if wrong == "image" else None
+    chain = world.submit((*PROGRAM, "say", tmp_path / "said"), name=wrong, **given)
+    report = world.ended(chain)
+    cause, words = {
+        "image": ("not_installed", 'ImagePullBackOff: Back-off pulling image "toolkit": not found'),
+        "secret": ("usage", 'CreateContainerConfigError: secret "no-such" not found'),
+    }[wrong]
+    assert (report.state, report.cause) == (State.failed, cause)
+    assert words in report.reason
+    _wait_for(lambda: not world.cluster.pods(f"{chain}-01-step"), "end of the pod")
+    _wait_for(lambda: world.reports(chain)[0].attempts == 1, "the keeper's word")
+    assert not (tmp_path / "said").exists()
 
 
 def test_a_container_killed_for_its_memory_is_not_tried_again(world, tmp_path):

@@ -29,6 +29,7 @@ class World:
     backend: str = "local"
     options: dict = field(default_factory=dict)
     number: int = 0
+    python: str = sys.executable
 
     @property
     def jobs(self) -> Path:
@@ -48,7 +49,7 @@ class World:
                 stage="data",
                 folder=str(folder),
                 after=tuple(ids[n - 1 : n]) if n else (),
-                argv=(sys.executable, "-P", "-m", "toolkit.launch.shim", str(folder)),
+                argv=(self.python, "-P", "-m", "toolkit.launch.shim", str(folder)),
                 env={"PYTHONPATH": str(PACKAGES)},
                 grace_s=8,
                 options=self.options,

@@ -1,7 +1,8 @@
 """What the GPU tests share: the demo recipe in a workspace, and ``toolkit`` run on it through the host's profile.
 
 ``TOOLKIT_GPU_MODEL`` names the GGUF file when the host has no package index, ``TOOLKIT_GPU_WORKSPACE`` keeps the
-workspace, ``TOOLKIT_GPU_PROFILE`` is another profile than ``gpu-host``.
+workspace, ``TOOLKIT_GPU_PROFILE`` is another profile than ``gpu-host``. ``TOOLKIT_GPU_DRY=1`` lets the tests that know
+it run without a GPU, at a size for that.
 """
 
 import json
@@ -19,6 +20,7 @@ import pytest
 GPU = shutil.which("nvidia-smi") is not None or Path("/dev/nvidia0").exists()
 SOURCE = os.environ.get("TOOLKIT_GPU_MODEL")
 PROFILE = os.environ.get("TOOLKIT_GPU_PROFILE", "gpu-host")
+DRY = os.environ.get("TOOLKIT_GPU_DRY") == "1"
 
 marks = [
     pytest.mark.gpu,
@@ -37,10 +39,20 @@ def project_folder(tmp_path_factory) -> Path:
     return folder
 
 
-def run(*arguments: str, timeout_s: int = 1500) -> subprocess.CompletedProcess[str]:
-    """``toolkit ARGUMENTS``, whatever its exit code."""
+def run(
+    *arguments: str, timeout_s: int = 1500, one_gpu: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """``toolkit ARGUMENTS``, whatever its exit code; with ``one_gpu`` on the first visible one alone."""
     command = [sys.executable, "-m", "toolkit", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+    own = {"CUDA_VISIBLE_DEVICES": first_gpu()} if one_gpu else {}
+    return subprocess.run(
+        command, env=os.environ | own, capture_output=True, text=True, timeout=timeout_s, check=False
+    )  # fmt: skip
+
+
+def first_gpu() -> str:
+    """The first GPU that CUDA_VISIBLE_DEVICES leaves."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
 
 
 def on_recipe(project: Path, verb: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -105,11 +117,10 @@ def wait_for(what, timeout_s: float, every_s: float = 0.5):
 
 def memory_mib() -> tuple[int, int]:
     """(used, total) of the first GPU that CUDA_VISIBLE_DEVICES leaves."""
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     query = [
         "nvidia-smi",
         "-i",
-        first,
+        first_gpu(),
         "--query-gpu=memory.used,memory.total",
         "--format=csv,noheader,nounits",
     ]

@@ -12,6 +12,7 @@ from toolkit.engines import Adapter, Deployment
 from toolkit.engines.vllm import Vllm
 from toolkit.errors import UsageError
 from toolkit.handover import TARGETS, Places, locked_version, resolve
+from toolkit.handover.manifest import dump
 from toolkit.handover.ray import engine_kwargs
 from toolkit.recipe.recipe import Recipe
 
@@ -192,6 +193,23 @@ def test_the_image_is_that_of_the_locked_engine():
     assert f"image: vllm/vllm-openai:v{locked_version('vllm')}\n" in text_of("kserve")
     given = Places("pvc://models/tickets", image="registry.local/vllm@sha256:1")
     assert "image: registry.local/vllm@sha256:1\n" in text_of("production-stack", places=given)
+
+
+WORDS = ["1e3", "0o17", "0x1F", "1_000", "y", "n", "yes", "~", "null", "-", "1:30", ".inf", "=", ""]
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_every_reader_takes_a_string_for_a_string(word):
+    """Not only PyYAML, to which ``1e3`` is no number."""
+    text = dump({"value": word, word: "key"})
+    assert yaml.safe_load(text) == {"value": word, word: "key"}
+    value, key = text.splitlines()[:2]
+    assert value.removeprefix("value: ")[0] in "\"'"
+    assert key.removeprefix("? ")[0] in "\"'"
+
+
+def test_options_and_names_are_easy_to_read():
+    assert dump({"args": ["--on", "-m", "a/b@sha256:1"]}) == "args:\n- --on\n- -m\n- a/b@sha256:1\n"
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """Jobs without an engine: states, causes, retries, profiles, limits, places, the words of refusals."""
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -177,6 +179,19 @@ def test_a_lock_that_was_handed_down_is_ours_and_nobody_elses(tmp_path, monkeypa
     assert holding.is_held(path)
     os.close(given)
     assert not holding.is_held(path)
+
+
+def test_who_checks_a_lock_keeps_it_from_nobody(tmp_path):
+    path = tmp_path / "lock"
+    path.touch()
+    check = os.open(path, os.O_RDWR)
+    fcntl.flock(check, fcntl.LOCK_SH)  # as is_held does, in the moment before it lets go
+    assert not holding.is_held(path)
+    later = threading.Timer(0.05, os.close, [check])
+    later.start()
+    assert holding.hold(path) is not None
+    later.join()
+    assert holding.is_held(path)
 
 
 def test_places_are_given_whole_or_not_at_all(tmp_path):
@@ -445,3 +460,26 @@ def test_a_shim_that_wrote_its_last_word_and_still_ends_is_no_new_start(world):
         engine.reap()
         time.sleep(0.01)
     assert [one.ended["cause"] for one in job.attempts] == ["preempted", "done"]
+
+
+def test_chains_that_are_over_cost_no_engines_client(tmp_path):
+    """The Kubernetes client alone takes a second to be imported."""
+    world = World(tmp_path, "kubernetes", {"image": "x"})
+    chain = world.write(["true"])
+    attempt(world.job(chain), "done", at=time.time() - 5, exit_code=0)
+    world.job(chain).write("submitted.json", {"id": "job/x", "at": time.time(), "text": ""})
+    write(world.jobs / chain / "settled.json", {"status": "FINISHED"})
+    code = (
+        "import sys; from toolkit.cli import toolkit as command\n"
+        "command(sys.argv[1:], standalone_mode=False)\n"
+        "print({'kubernetes', 'pydantic', 'dbos', 'mlflow'} & set(sys.modules))"
+    )
+    where = ("--workspace", str(world.jobs.parent), "--json")
+    done = subprocess.run(
+        [sys.executable, "-c", code, "jobs", "list", *where],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert '"state": "succeeded"' in done.stdout
+    assert done.stdout.endswith("set()\n")

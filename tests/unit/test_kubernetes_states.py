@@ -1,9 +1,12 @@
 """What a Job and its pods say, in our words: every row of the tables, and what it means for the job."""
 
+from datetime import UTC, datetime
+
 import pytest
 
 from toolkit.errors import UnknownStateError
 from toolkit.launch.kubernetes.seen import ENDS, TAKEN, WAITS, pod_seen, seen
+from toolkit.launch.kubernetes.stuck import STUCK, given_up
 from toolkit.launch.states import Cause, State
 
 REACHED = "Job has reached the specified backoff limit"
@@ -76,6 +79,48 @@ def test_a_container_that_is_not_there_yet_is_starting_with_its_reason(word):
     found = seen(job(), [waits])
     assert (found.state, found.word) == (State.starting, word)
     assert found.host == "node-1"
+
+
+TAKEN_AT = 1_790_000_000.0
+
+
+def stuck_pod(word, message="why"):
+    waits = pod(
+        "Pending", ("PodScheduled",), state={"waiting": {"reason": word, "message": message}}
+    )
+    waits["status"]["startTime"] = datetime.fromtimestamp(TAKEN_AT, UTC).strftime(
+        "%Y-%m-%dT%H:%M:%SZ"
+    )
+    return waits
+
+
+def test_whatever_a_kubelet_cannot_do_ends_some_time_but_large_images_have_time():
+    words = {word for word, state in WAITS.items() if state is State.starting}
+    assert words - set(STUCK) == {"Scheduled", "PodInitializing", "ContainerCreating"}
+    assert set(STUCK) <= words
+
+
+@pytest.mark.parametrize(("word", "cause"), STUCK.items())
+def test_a_pod_that_cannot_begin_is_given_up_after_the_patience_of_the_profile(word, cause):
+    waits = stuck_pod(word)
+    before = given_up(pod_seen(waits), waits, 900, TAKEN_AT + 899)
+    assert (before.state, before.cause, before.reason) == (State.starting, None, "why")
+    after = given_up(pod_seen(waits), waits, 900, TAKEN_AT + 901)
+    assert after.state is (State.preempted if cause is Cause.lost else State.failed)
+    assert (after.cause, after.word, after.host) == (cause, word, "node-1")
+    assert after.reason == f"{word}: why (for 900 s: kubernetes.start_timeout_s)"
+
+
+def test_a_pod_that_creates_its_container_or_waits_for_a_node_is_never_given_up():
+    waits = stuck_pod("ContainerCreating", None)
+    assert given_up(pod_seen(waits), waits, 1).state is State.starting
+    queued = pod("Pending", ("PodScheduled", "Unschedulable", "no room", "False"), node=None)
+    assert given_up(pod_seen(queued), queued, 1).state is State.queued
+
+
+def test_one_node_that_cannot_begin_ends_the_job():
+    assert seen(job(), [pod("Running"), stuck_pod("ErrImagePull")], 900).state is State.failed
+    assert seen(job(), [pod("Running"), stuck_pod("ErrImagePull")]).state is State.starting
 
 
 def test_several_nodes_are_as_far_as_the_last_of_them():

@@ -14,6 +14,7 @@ from toolkit.recipe.objectives import GrpoSection
 from toolkit.recipe.recipe import Recipe
 from toolkit.recipe.train import TrainSection
 from toolkit.survey import StepStatus
+from toolkit.train import rollout as rollouts
 from toolkit.train.objectives import OBJECTIVES
 from toolkit.train.rollout import choose_rollout
 
@@ -170,3 +171,16 @@ def test_rollouts_are_vllms_where_it_can_and_the_models_own_elsewhere():
         with pytest.raises(NotInstalledError, match=why) as raised:
             choose_rollout(grpo("vllm", **changes), device, installed)
         assert "rollout: transformers" in raised.value.hint
+
+
+@pytest.mark.parametrize(
+    ("installed", "environ", "wanted"),
+    [(None, {}, "0"), (None, {"VLLM_USE_FLASHINFER_SAMPLER": "1"}, "1"), (True, {}, None)],
+)
+def test_vllm_samples_without_flashinfer_where_that_is_not_installed(
+    monkeypatch, installed, environ, wanted
+):
+    """It would import FlashInfer unasked: ModuleNotFoundError after a minute of loading, on a real H200."""
+    monkeypatch.setattr(rollouts, "find_spec", lambda name: installed)
+    rollouts.prepare_vllm(environ)
+    assert environ.get("VLLM_USE_FLASHINFER_SAMPLER") == wanted

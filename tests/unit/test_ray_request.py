@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +34,10 @@ JOB = JobSpec(
 CLUSTER = {"resources": {"accelerator_type:H100": 0.001}, "labels": {"ray.io/market-type": "spot"}}
 CASES = {
     "job": (JOB, CLUSTER),
+    "lock": (
+        replace(JOB, env={"PYTHONPATH": "/team/runs/my jobs/code/3f/:/team/core"}, secrets={}),
+        {"runtime_env": "lock"},
+    ),
     "plain": (replace(JOB, resources=Resources(), secrets={}, env={}), {}),
 }
 
@@ -53,6 +58,19 @@ def test_requests_are_the_golden_ones(case):
 
 def test_every_job_takes_a_core_so_that_it_is_not_started_on_the_head():
     assert json.loads(text_of("plain"))["entrypoint_num_cpus"] == 1
+
+
+def test_where_ray_installs_the_lock_its_python_is_the_jobs():
+    plain = profiles.Profile.model_validate({"name": "a", "backend": "ray"})
+    lock = profiles.Profile.model_validate(
+        {"name": "a", "backend": "ray", "ray": {"runtime_env": "lock"}}
+    )
+    own = lock.model_copy(update={"python": "/team/python"})
+    assert [plain.interpreter, lock.interpreter, own.interpreter] == [
+        sys.executable,
+        "python",
+        "/team/python",
+    ]
 
 
 def test_nothing_of_ours_is_in_the_runtime_environment_where_ray_would_change_it():

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-import yaml
-
 from toolkit.engines import ENGINES, Adapter, Deployment
 from toolkit.errors import UsageError
 from toolkit.recipe.recipe import Recipe
@@ -223,17 +221,3 @@ def locked_version(package: str) -> str:
     if found is None:
         raise UsageError(f"the lock of {package} names no version", "give --image")
     return found[1]
-
-
-class _Plain(yaml.SafeDumper):
-    """Writes a value that stands twice in full twice: people read manifests, and anchors hide what is set."""
-
-    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
-        """Always."""
-        return True
-
-
-def dump(*objects: Mapping[str, Any]) -> str:
-    """Objects as one YAML stream, in the order of their keys."""
-    texts = [yaml.dump(dict(one), Dumper=_Plain, sort_keys=False, width=100) for one in objects]
-    return "---\n".join(texts)

@@ -10,7 +10,8 @@ import shlex
 from typing import Any
 
 from toolkit.errors import UsageError
-from toolkit.handover import Handover, dump
+from toolkit.handover import Handover
+from toolkit.handover.manifest import dump
 from toolkit.handover.pods import POD_SECURITY, secret_variable
 
 KSERVES_OWN = (

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from toolkit.handover import MODELS, PORT, Handover, dump
+from toolkit.handover import MODELS, PORT, Handover
+from toolkit.handover.manifest import dump
 from toolkit.handover.pods import (
     CONTAINER_SECURITY,
     POD_SECURITY,

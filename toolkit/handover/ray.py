@@ -10,7 +10,8 @@ import json
 from typing import Any
 
 from toolkit.errors import UsageError
-from toolkit.handover import Handover, dump
+from toolkit.handover import Handover
+from toolkit.handover.manifest import dump
 
 RAYS_OWN = (
     "--model", "--host", "--port", "--served-model-name", "--shutdown-timeout", "--lora-modules",

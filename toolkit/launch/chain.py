@@ -10,7 +10,6 @@ from __future__ import annotations
 import getpass
 import os
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -185,7 +184,7 @@ def _slug(text: str) -> str:
 
 def _argv(profile: Profile, folder: Path) -> tuple[str, ...]:
     """The shim; ``-P``, so that a folder named toolkit where the engine starts it is not taken for ours."""
-    return (profile.python or sys.executable, "-P", "-m", "toolkit.launch.shim", str(folder))
+    return (profile.interpreter, "-P", "-m", "toolkit.launch.shim", str(folder))
 
 
 def _environ(prepared: Prepared, profile: Profile, code: Path) -> dict[str, str]:

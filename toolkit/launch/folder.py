@@ -2,12 +2,14 @@
 
 ::
 
+    <workspace>/jobs/arrays/*.sh        scripts of arrays that were handed over
     <workspace>/jobs/<chain>/
     ├── chain.json                  what was asked, by whom, when; the MLflow parent run
     ├── recipe.yaml, lock, source/  the snapshot: later edits change nothing
     └── <job id>/
         ├── job.json                the spec
         ├── step.json               what the worker reads
+        ├── array.json              the array that it is, or would be, a task of: its name, which task, which round
         ├── submitted.json          the engine's id, and what was sent (absent: never handed over)
         ├── cancelled.json          somebody asked for its end: when, who
         ├── retried.json            somebody asked for new tries: when, which round
@@ -108,8 +110,21 @@ class JobFolder:
 
     @property
     def submitted(self) -> dict[str, Any] | None:
-        """``id`` of the engine, ``at``, ``text`` that was sent; ``None`` if it was never handed over."""
+        """``id`` of the engine, ``at``, and ``text`` that was sent, or the ``array`` whose script that was.
+
+        ``None`` if it was never handed over.
+        """
         return read(self.path / "submitted.json")
+
+    @property
+    def array(self) -> dict[str, Any] | None:
+        """``name``, ``task`` and ``round`` of the last array that it was put into; written before that is sent."""
+        return read(self.path / "array.json")
+
+    @property
+    def done(self) -> bool:
+        """Whether its last attempt succeeded."""
+        return any((one.ended or {}).get("cause") == "done" for one in self.attempts[-1:])
 
     @property
     def cancelled(self) -> dict[str, Any] | None:

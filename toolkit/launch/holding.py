@@ -3,16 +3,23 @@
 A lock belongs to the open file, not to the process. So the keeper takes the places of a job (a GPU, the job itself),
 gives the open files to the shim, and the shim to the worker: there is no moment at which nobody holds them, and they
 are free when the last of these processes is gone.
+
+The only way to ask for such a lock is to take it. A check takes it shared, so that checks do not meet each other, and
+who wants a lock that is checked tries for CHECK_S.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import time
 from pathlib import Path
 
 HELD = "TOOLKIT_HELD"
 """Environment variable: descriptors of locked files that were handed down, with commas."""
+
+CHECK_S = 0.2
+"""Longer than any :func:`is_held` has a lock, also on a busy machine."""
 
 _ours: list[int] = []
 
@@ -31,7 +38,7 @@ def hold(path: Path) -> int | None:
         if os.path.samestat(os.fstat(given), same):
             os.close(descriptor)
             return given
-    if not take(descriptor):
+    if not take(descriptor, seconds=CHECK_S):
         os.close(descriptor)
         return None
     _ours.append(descriptor)
@@ -44,15 +51,24 @@ def is_held(path: Path) -> bool:
         return False
     descriptor = _open(path)
     try:
-        return not take(descriptor)
+        return not _try(descriptor, fcntl.LOCK_SH)
     finally:
         os.close(descriptor)
 
 
-def take(descriptor: int) -> bool:
-    """Lock an open file unless another one has it."""
+def take(descriptor: int, *, seconds: float = 0.0) -> bool:
+    """Lock an open file unless another one has it, and keeps it for so many seconds."""
+    end = time.monotonic() + seconds
+    while not _try(descriptor, fcntl.LOCK_EX):
+        if time.monotonic() >= end:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+def _try(descriptor: int, kind: int) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

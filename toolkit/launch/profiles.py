@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -174,6 +175,12 @@ class Profile(Section):
         """The section of the profile's own engine, as plain data; its defaults unless given."""
         section: Section | None = getattr(self, self.backend)
         return section.model_dump(mode="json") if section else {}
+
+    @property
+    def interpreter(self) -> str:
+        """Starts the shim on the machines of the jobs: ``python`` of the path where Ray installs the core's lock."""
+        installed = self.backend == "ray" and self.ray and self.ray.runtime_env == "lock"
+        return self.python or ("python" if installed else sys.executable)
 
     @property
     def folder(self) -> Path | None:

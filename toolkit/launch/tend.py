@@ -162,6 +162,10 @@ class Tender:
                 ):  # the engine would not wait longer for a place
                     await self._hand_over_again(job)
                 return False
+            try:  # where it is our patience that ended, it could begin yet
+                await asyncio.to_thread(self._backend.cancel, [str(submitted["id"])])
+            except BackendError:
+                return False
             found = Cause.failed if seen.cause in (None, Cause.done) else seen.cause
             write_off(job, f"it did not begin: {seen.reason or seen.word}", found)
             return True

@@ -7,13 +7,13 @@ back first. Nothing relies on a store that drops equal rows.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from toolkit.tracking import client as mlflow_client
 from toolkit.tracking.outbox import FIRST_WORDS, LAST_WORDS, Outbox, Record
+from toolkit.tracking.repeats import Logged, stored
 from toolkit.tracking.store import Store
 
 METRICS_AT_ONCE = 1000
@@ -31,9 +31,6 @@ REFUSALS = (
 )
 """MLflow's codes for a record that will never be taken, however often it is sent."""
 
-LARGEST = 1.7976931348623157e308
-"""What MLflow stores for infinity."""
-
 
 class UndeliveredError(Exception):
     """The store did not answer; what is left stays in the outbox."""
@@ -47,6 +44,9 @@ class Delivery:
         self._store = store
         self._client: Any = None
         self._done = outbox.delivered
+        self._goes_on = self._done.run_id is not None
+        """Whether the run has, or may have, points of another process."""
+        self._logged: Logged | None = None
         self._send: dict[str, Callable[[dict[str, Any]], None]] = {
             "create": self._create,
             "params": self._params,
@@ -109,6 +109,7 @@ class Delivery:
             if values["doubtful"] or values.get("again")
             else None
         )
+        self._goes_on = found is not None
         if found is None:
             found = self._client.create_run(
                 experiment,
@@ -118,10 +119,15 @@ class Delivery:
             )
         self._done = self._outbox.note(self._done, run_id=found.info.run_id)
         if values.get("again"):
-            self._again(values)
+            self._runs_again()
 
     def _again(self, _values: dict[str, Any]) -> None:
-        """Another process goes on with a run: it runs, whatever it was, and what went wrong before is past."""
+        """Another process goes on with a run."""
+        self._goes_on = True
+        self._runs_again()
+
+    def _runs_again(self) -> None:
+        """It runs, whatever it was, and what went wrong before is past."""
         self._client.update_run(self.run_id, status="RUNNING")
         if "toolkit.error" in self._client.get_run(self.run_id).data.tags:
             self._client.delete_tag(self.run_id, "toolkit.error")
@@ -178,7 +184,10 @@ class Delivery:
             for key, value in record.values["metrics"].items()
         ]
         if doubtful:
-            metrics = self._missing(metrics)
+            metrics, self._logged = self._missing(metrics), None
+        if self._goes_on:
+            self._logged = self._logged or Logged(self._client, str(self.run_id))
+            metrics = self._logged.new(metrics)
         for some in _chunks(metrics, METRICS_AT_ONCE):
             self._client.log_batch(self.run_id, metrics=some)
 
@@ -248,9 +257,7 @@ def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
 
 def _identity(metric: Any) -> tuple[str, int, int, str]:
     """What makes a point the same point, with the value as MLflow stores it."""
-    value = float(metric.value)
-    stored = math.copysign(LARGEST, value) if math.isinf(value) else value
-    return metric.key, metric.step, metric.timestamp, repr(stored)
+    return metric.key, metric.step, metric.timestamp, stored(metric.value)
 
 
 def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from toolkit.stages import StageContext
 from toolkit.train.model import Numerics
 from toolkit.train.parallel.ranks import Ranks
 from toolkit.train.rewards import Question, Reward, load_rewards, read_questions, try_out
-from toolkit.train.rollout import choose_rollout, installed_vllm, merged_weights
+from toolkit.train.rollout import choose_rollout, installed_vllm, merged_weights, prepare_vllm
 from toolkit.train.sft import Outcome
 from toolkit.train.trainer import Run, insist_on_rows, quiet
 from toolkit.train.wired import Wired, seen
@@ -46,6 +47,8 @@ def fine_tune(
     try_out(rewards, questions)
     rollout = choose_rollout(config, ctx.device, installed_vllm())
     ctx.note(f"answers are written by {rollout}")
+    if rollout.vllm:
+        prepare_vllm(os.environ)
     asked = Asked(questions, TokenStore(dataset / "tokens" / "train-prompt"))
     with quiet():
         run = Run.start(config, max_length, seed, numerics, ranks=ranks, ctx=ctx)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from toolkit.errors import NotInstalledError
@@ -96,6 +97,16 @@ def merged_weights(model: Any) -> Iterator[tuple[str, Any]]:
                 )
             else:
                 yield name.replace(".base_layer", ""), weight.data
+
+
+def prepare_vllm(environ: MutableMapping[str, str]) -> None:
+    """Let vLLM sample by itself where FlashInfer is not installed; a variable that is set stays.
+
+    On CUDA it takes FlashInfer's sampler without asking whether it is there (0.26 and 0.32). vLLM's own
+    requirements bring it; a host where vLLM was put together by hand may lack it.
+    """
+    if find_spec("flashinfer") is None:
+        environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
 
 
 def installed_vllm() -> str | None:

@@ -16,7 +16,7 @@ trap : USR1 # until there is somebody to hear it
 cd -- '/home/ada/my work/jobs/tickets-3fa2c1d4/tickets-3fa2c1d4-04-train' || exit
 ended() { # the last word of the script, kept for those who ask after Slurm forgot
   local rc="${1:-$?}"
-  local form='{"job": %d, "mark": "%s", "restarts": %d, "exit_code": %d}\n'
+  local form='{"job": "%s", "mark": "%s", "restarts": %d, "exit_code": %d}\n'
   local mark=toolkit:tickets-3fa2c1d4-04-train restarts="${SLURM_RESTART_COUNT:-0}"
   printf "$form" "$SLURM_JOB_ID" "$mark" "$restarts" "$rc" >.slurm.part
   mv .slurm.part slurm.json

@@ -26,7 +26,7 @@ METHODS = {
 TRAINED = [
     ("lora", "ddp"), ("lora", "fsdp"), ("lora", "zero2"), ("lora", "zero3"),
     ("full", "ddp"), ("full", "fsdp"), ("full", "zero2"), ("full", "zero3"),
-    ("qlora", "ddp"), ("qlora", "fsdp"), ("qlora", "zero3"),
+    ("qlora", "ddp"), ("qlora", "fsdp"), ("qlora", "zero2"), ("qlora", "zero3"),
 ]  # fmt: skip
 UNEVEN = {"packing": False, "batch_size": 5, "max_steps": None, "epochs": 1}  # 13 micro-batches
 HANDED_ON = [("ddp", "zero3"), ("zero3", "fsdp"), ("fsdp", "zero2"), ("zero2", "ddp")]

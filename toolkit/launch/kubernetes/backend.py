@@ -75,7 +75,7 @@ class Kubernetes:
         # Pods are read first: a Job that ends in between is then seen with its pods still running, never without them.
         pods = self._pods(_selector(ids))
         return {
-            one: seen(given, pods.get(names.split(one)[1], ()))
+            one: seen(given, pods.get(names.split(one)[1], ()), self.section.start_timeout_s)
             for one, given in self._objects(ids).items()
         }
 

@@ -8,15 +8,12 @@ code 75 are told apart by ``podFailurePolicy``, so that the Job's own message te
 
 from __future__ import annotations
 
-import re
-import sys
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-import yaml
-
 from toolkit.errors import UsageError
+from toolkit.handover.manifest import dump
 from toolkit.handover.pods import CONTAINER_SECURITY, POD_SECURITY
 from toolkit.launch.kubernetes import names
 from toolkit.launch.kubernetes.section import KubernetesSection, VolumeSection
@@ -33,31 +30,6 @@ STOP_S = 15
 """What the shim needs after the grace to write down how it ended, seconds."""
 START_S = 1800
 """A pod whose node is known may take so long to fetch its image; only counted where there is a time limit."""
-
-
-_PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_./:-]*[A-Za-z0-9]")
-"""Strings that no version of YAML takes for a number; PyYAML itself quotes `yes`, but not `1e3` or `y`, as Go would."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """Every value in full, strings quoted unless they are words."""
-
-    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
-        """Always."""
-        return True
-
-
-def _string(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    style = None if _PLAIN.fullmatch(text) else '"'
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.add_representer(str, _string)
-
-
-def dump(given: Mapping[str, Any]) -> str:
-    """As YAML that a Go program reads as the same values; no line is folded."""
-    return yaml.dump(dict(given), Dumper=_Dumper, sort_keys=False, width=sys.maxsize)
 
 
 def manifest(job: JobSpec, section: KubernetesSection, number: int = 1) -> str:

@@ -102,6 +102,8 @@ class KubernetesSection(Section):
     """Size of `/dev/shm`, GiB; it counts as the pod's memory."""
     port: Annotated[int, Field(ge=1024, le=65535)] = 29500
     """Where the processes of several nodes meet, on the first of them."""
+    start_timeout_s: Annotated[float, Field(gt=0)] = 900
+    """A pod that its node took, and whose image or Secret the kubelet cannot get, fails after so long, seconds."""
     keep_s: Annotated[int, Field(ge=0)] = 7 * 24 * 3600
     """So long an ended job stays in the cluster, for those who look at it there, seconds."""
     labels: Mapping[str, str] = Field(default_factory=dict)

@@ -6,10 +6,12 @@ first (evicted, preempted, node gone: not the work's fault), then from the progr
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from toolkit.launch.kubernetes.stuck import given_up
 from toolkit.launch.states import PREEMPTED, Cause, Seen, State, translate
 
 Object = Mapping[str, Any]
@@ -40,7 +42,7 @@ WAITS: Mapping[str, State] = {
     "Scheduled": State.starting,
     "PodInitializing": State.starting,
     "ContainerCreating": State.starting,
-    # Kubelets try all of these again; what is wrong can be mended in the cluster while the pod waits.
+    # Kubelets try all of these again; what is wrong can be mended meanwhile, until patience ends (stuck.py).
     "ErrImagePull": State.starting,
     "ImagePullBackOff": State.starting,
     "ErrImageNeverPull": State.starting,
@@ -108,8 +110,13 @@ CODES = {PREEMPTED: Cause.preempted, 2: Cause.usage, 3: Cause.not_installed}
 _EXIT = re.compile(r"failed with exit code (\d+)")
 
 
-def seen(job: Object, pods: Sequence[Object]) -> Seen:
+def seen(job: Object, pods: Sequence[Object], start_timeout_s: float = math.inf) -> Seen:
     """One Job or JobSet with its pods.
+
+    Args:
+        job: The Job or JobSet.
+        pods: All of its pods that are there.
+        start_timeout_s: A pod that its node took and cannot start is failed after so long.
 
     Raises:
         UnknownStateError: A word that is in none of the tables.
@@ -129,7 +136,8 @@ def seen(job: Object, pods: Sequence[Object]) -> Seen:
     if not pods:
         return Seen(JOBS["Pending"], "Pending")
     # The pod that is least far says how far all are: the work of several nodes begins with the last one.
-    return min((pod_seen(pod) for pod in live or pods), key=lambda one: _ORDER.index(one.state))
+    told = (given_up(pod_seen(pod), pod, start_timeout_s) for pod in live or pods)
+    return min(told, key=lambda one: _ORDER.index(one.state))
 
 
 _ORDER = [

@@ -17,7 +17,7 @@ from toolkit.engines.guard import processes, send, start_time
 from toolkit.errors import BackendError, NoPlaceError
 from toolkit.launch import secrets
 from toolkit.launch.folder import JobFolder
-from toolkit.launch.holding import HELD, is_held, take
+from toolkit.launch.holding import CHECK_S, HELD, is_held, take
 from toolkit.launch.local.places import Places
 from toolkit.launch.spec import JobSpec
 from toolkit.launch.states import Seen, State
@@ -65,7 +65,7 @@ class Local:
             JobFolder(Path(job.folder)).lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
         )
         with contextlib.closing(os.fdopen(lock, "w")):
-            if not take(lock):
+            if not take(lock, seconds=CHECK_S):
                 return job.id
             self._start(job, json.loads(self.render(job, after)), lock)
         return job.id

@@ -1,16 +1,19 @@
 """From a job to the request that Ray's Jobs API is sent. Pure.
 
 Ray gives the entrypoint to ``/bin/sh``, and replaces ``${NAME}`` in the variables of a runtime environment: so ours
-stand in that line, quoted for the shell, and nothing of ours is in the runtime environment but Ray's own patience.
+stand in that line, quoted for the shell. In the runtime environment are Ray's own patience and, if asked for, a lock.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+from pathlib import Path
 from typing import Any
 
+from toolkit import resources
 from toolkit.errors import UsageError
 from toolkit.launch.ray.section import RaySection
 from toolkit.launch.spec import JobSpec
@@ -49,7 +52,7 @@ def request(job: JobSpec, section: RaySection, number: int = 1) -> str:
         "entrypoint_num_cpus": taken.cpus,
         "entrypoint_num_gpus": taken.gpus,
         "metadata": {"toolkit.job": job.id, "toolkit.chain": job.chain, "toolkit.step": job.step},
-        "runtime_env": {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(CANCEL_S)}},
+        "runtime_env": _runtime_env(job, section),
     }
     if taken.memory_gib:
         body["entrypoint_memory"] = round(taken.memory_gib * 2**30)
@@ -58,6 +61,16 @@ def request(job: JobSpec, section: RaySection, number: int = 1) -> str:
     if section.labels:
         body["entrypoint_label_selector"] = dict(section.labels)
     return json.dumps(body, indent=1) + "\n"
+
+
+def _runtime_env(job: JobSpec, section: RaySection) -> dict[str, Any]:
+    """The lock is that of the kept code, which every node sees: its path is new when its content is."""
+    found: dict[str, Any] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(CANCEL_S)}}
+    if section.runtime_env == "lock":
+        code = Path(job.env["PYTHONPATH"].split(os.pathsep)[0])
+        lock = code / resources.locks().relative_to(resources.PACKAGE.parent) / "core.txt"
+        found["pip"] = {"packages": [f"-r {shlex.quote(str(lock))}"]}
+    return found
 
 
 def entrypoint(job: JobSpec, name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -19,6 +19,8 @@ class RaySection(Section):
     """Where the cluster's token is: `env:NAME` or `file:/path`; unless given, where Ray itself looks for it."""
     ca: str | None = None
     """File with the certificate authority of an `https://` address, when the system does not know it."""
+    runtime_env: Literal["none", "lock"] = "none"
+    """`lock`: Ray installs the core's lock with pip where a job comes to, and keeps it there."""
     resources: Mapping[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """Custom resources that every job takes: `accelerator_type:H100: 0.001`."""
     labels: Mapping[str, str] = Field(default_factory=dict)

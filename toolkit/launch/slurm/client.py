@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from toolkit.errors import BackendError, NotInstalledError
@@ -17,19 +17,29 @@ CARRIED = re.compile(
 )
 """What goes from the submitter's environment into a job: no options for sbatch, no secrets, nothing of another job."""
 
-_FIELDS = ("JobID", "Name", "State", "Reason", "exit_code", "RestartCnt", "BatchHost", "Comment")
+_FIELDS = (
+    "JobArrayID",
+    "Name",
+    "State",
+    "Reason",
+    "exit_code",
+    "RestartCnt",
+    "BatchHost",
+    "Comment",
+)
 LAST_SIGNAL = 31
 _MISSING = "Invalid job id"
 _NO_ACCOUNTING = ("accounting storage is disabled", "accounting_storage/none")
-_MANY = 5000
-"""Numbers of jobs that fit into one argument."""
+_MANY = 2000
+"""Numbers or names of jobs that fit into one argument."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One job, in Slurm's words."""
+    """One job, or one task of an array, in Slurm's words."""
 
     number: str
+    """``17``, or ``17_3``."""
     name: str
     word: str
     reason: str | None
@@ -67,9 +77,12 @@ class Client:
         """What slurmctld knows of these jobs; those that it forgot are left out. One call."""
         return [row for some in _parts(numbers) for row in self._squeue(f"--jobs={','.join(some)}")]
 
-    def named(self, name: str) -> list[Row]:
-        """Own jobs of a name that slurmctld knows, the newest last."""
-        rows = self._squeue(f"--name={name}", f"--user={os.getuid()}")
+    def named(self, names: Sequence[str]) -> list[Row]:
+        """Own jobs of some names that slurmctld knows, the newest last."""
+        user = f"--user={os.getuid()}"
+        rows = [
+            row for some in _parts(names) for row in self._squeue(f"--name={','.join(some)}", user)
+        ]
         return sorted(rows, key=lambda row: int(row.number.partition("_")[0]))
 
     def _squeue(self, *which: str) -> list[Row]:
@@ -98,7 +111,7 @@ class Client:
                 if any(one in error.message for one in _NO_ACCOUNTING):
                     return []
                 raise
-            rows += [_kept(line) for line in told.splitlines() if line.strip()]
+            rows += [row for line in told.splitlines() if line.strip() for row in _kept(line)]
         return rows
 
     def scancel(self, numbers: Sequence[str]) -> None:
@@ -176,10 +189,24 @@ def _row(line: str) -> Row:
     )
 
 
-def _kept(line: str) -> Row:
-    number, name, word, exit_code, host = line.split("|")
+def _kept(line: str) -> list[Row]:
+    numbers, name, word, exit_code, host = line.split("|")
     reason = word if " by " in word else None
-    return Row(number, name, word, reason, _exit_code(exit_code), 0, _given(host), None)
+    row = Row(numbers, name, word, reason, _exit_code(exit_code), 0, _given(host), None)
+    return [replace(row, number=number) for number in expanded(numbers)]
+
+
+def expanded(numbers: str) -> list[str]:
+    """All that ``17_[3,5-9%2]`` stands for: tasks of an array that never began share one line."""
+    job, open_, tasks = numbers.partition("_[")
+    if not open_:
+        return [numbers]
+    found: list[int] = []
+    for some in tasks.partition("]")[0].partition("%")[0].split(","):
+        first, _, rest = some.partition("-")
+        last, _, step = rest.partition(":")
+        found += range(int(first), int(last or first) + 1, int(step or 1))
+    return [f"{job}_{task}" for task in found]
 
 
 def _given(value: str) -> str | None:
@@ -214,6 +241,7 @@ _HINTS = {
     "generic resource": "`slurm: {gres: ..., gpu_type: ...}` of the profile must be what `sinfo -o %G` shows",
     "Requested node configuration is not available": "no node has so much: sinfo -o '%P %c %m %G'",
     "Unable to contact slurm controller": "scontrol ping; nothing is lost: run the command again",
+    "Invalid job array specification": "more at once than MaxArraySize of `scontrol show config` allows: fewer trials",
     "Job dependency problem": "a job that this one comes after is forgotten or failed: toolkit jobs show",
 }
 

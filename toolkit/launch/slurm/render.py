@@ -1,8 +1,9 @@
-"""A job as a batch script. Pure; nothing of the machine goes in."""
+"""A job, or an array of jobs, as a batch script. Pure; nothing of the machine goes in."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from toolkit.errors import UsageError
 from toolkit.launch.slurm.quoting import array, directive, export, variable, word
@@ -14,12 +15,24 @@ OUTPUT = "slurm.txt"
 """In the job's folder: what the script and Slurm itself say, of all attempts."""
 ENDED = "slurm.json"
 """In the job's folder: how the script ended last."""
+APPEND = f"exec >>{OUTPUT} 2>&1"
+"""Where Slurm cannot be given the file."""
 SECOND_COPY = 4
 """Exit code of a program that finds the job running elsewhere."""
 ADDRESS = r'''address="$(scontrol show node "$first" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')"'''
 """Where Slurm itself finds the first node: its name in Slurm need be known to nobody else."""
 MARK = "toolkit:"
 """A comment that begins so is a job of ours."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """How a script calls its job, in bash: an array's script has variables, set by the number of the task."""
+
+    number: str
+    id: str
+    mark: str
+    folder: str
 
 
 def script(job: JobSpec, options: SlurmSection, after: Mapping[str, str], round_: int = 1) -> str:
@@ -34,9 +47,32 @@ def script(job: JobSpec, options: SlurmSection, after: Mapping[str, str], round_
     Raises:
         UsageError: A value cannot stand in a script.
     """
-    head = ["#!/bin/bash", *directives(job, options, after, round_)]
-    body = [*_preparation(job, options, round_), *_program(job, options), *_supervision()]
-    return "\n".join([*head, "", *body]) + "\n"
+    names = [("job-name", job.id), ("comment", mark(job.id, round_))]
+    output = "/dev/null" if _patterned(job) else OUTPUT
+    wait = "afterok:" + ":".join(sorted(map(number, after.values()))) if after else None
+    head = directives(job, options, [*names, ("output", output)], wait)
+    words = Words("$SLURM_JOB_ID", job.id, word(mark(job.id, round_)), word(job.folder))
+    return joined(
+        head,
+        [f"cd -- {words.folder} || exit", *([APPEND] if _patterned(job) else [])],
+        body(job, options, words, array("program", job.argv)),
+    )
+
+
+def joined(head: Sequence[str], begin: Sequence[str], rest: Sequence[str]) -> str:
+    """A whole script."""
+    heard = "trap : USR1 # until there is somebody to hear it"
+    return "\n".join(["#!/bin/bash", *head, "", heard, *begin, *rest]) + "\n"
+
+
+def body(job: JobSpec, options: SlurmSection, words: Words, program: Sequence[str]) -> list[str]:
+    """What a job's script does in the job's folder."""
+    return [
+        *_preparation(job, options, words),
+        *program,
+        *_program(job, options),
+        *_supervision(words.number),
+    ]
 
 
 def mark(job_id: str, round_: int) -> str:
@@ -45,14 +81,10 @@ def mark(job_id: str, round_: int) -> str:
 
 
 def directives(
-    job: JobSpec, options: SlurmSection, after: Mapping[str, str], round_: int
+    job: JobSpec, options: SlurmSection, names: Sequence[tuple[str, str]], wait: str | None
 ) -> list[str]:
-    """The `#SBATCH` lines."""
-    given = [
-        ("job-name", job.id),
-        ("comment", mark(job.id, round_)),
-        *_options(job, options, after),
-    ]
+    """The `#SBATCH` lines: its names, what any job like ``job`` needs, and what it waits for."""
+    given = [*names, *_options(job, options, wait)]
     return [directive(name, value) for name, value in given] + [
         f"#SBATCH {_extra(one)}" for one in options.options
     ]
@@ -64,9 +96,8 @@ def _extra(given: str) -> str:
 
 
 def _options(
-    job: JobSpec, options: SlurmSection, after: Mapping[str, str]
+    job: JobSpec, options: SlurmSection, wait: str | None
 ) -> Iterator[tuple[str, str | None]]:
-    yield "output", "/dev/null" if _patterned(job) else OUTPUT
     yield "open-mode", "append"
     yield "requeue", None
     yield "signal", f"B:USR1@{job.grace_s}"
@@ -75,8 +106,8 @@ def _options(
     yield from ((name, value) for name in places if (value := getattr(options, name)))
     if options.exclusive:
         yield "exclusive", None
-    if after:
-        yield "dependency", "afterok:" + ":".join(sorted(map(number, after.values())))
+    if wait:
+        yield "dependency", wait
         yield "kill-on-invalid-dep", "yes"
 
 
@@ -112,12 +143,8 @@ def duration(seconds: int) -> str:
     return f"{day}-{hour:02}:{minute:02}:{second:02}"
 
 
-def _preparation(job: JobSpec, options: SlurmSection, round_: int) -> Iterator[str]:
-    yield "trap : USR1 # until there is somebody to hear it"
-    yield f"cd -- {word(job.folder)} || exit"
-    if _patterned(job):
-        yield f"exec >>{OUTPUT} 2>&1"
-    yield from _ending(job, round_)
+def _preparation(job: JobSpec, options: SlurmSection, words: Words) -> Iterator[str]:
+    yield from _ending(words)
     if options.modules:
         yield "type module >/dev/null 2>&1 || . /etc/profile"
         yield "module purge"
@@ -127,8 +154,8 @@ def _preparation(job: JobSpec, options: SlurmSection, round_: int) -> Iterator[s
         yield from (line.rstrip("\n"), 'rc=$?; ((rc == 0)) || ended "$rc"')
     yield from (export(name, value) for name, value in sorted(job.env.items()))
     yield from (_secret(name, place) for name, place in sorted(job.secrets.items()))
-    yield f'export TOOLKIT_ENGINE_ID="$SLURM_JOB_ID@{job.id}"'
-    yield 'export TOOLKIT_START="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"'
+    yield f'export TOOLKIT_ENGINE_ID="{words.number}@{words.id}"'
+    yield f'export TOOLKIT_START="{words.number}.${{SLURM_RESTART_COUNT:-0}}"'
     if job.resources.nodes > 1:
         yield 'first="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"'
         yield ADDRESS
@@ -147,13 +174,13 @@ def _secret(name: str, reference: str) -> str:
     return f'{variable(name)}="$(cat -- {place})" || ended 3; export {name}'
 
 
-def _ending(job: JobSpec, round_: int) -> tuple[str, ...]:
+def _ending(words: Words) -> tuple[str, ...]:
     return (
         "ended() { # the last word of the script, kept for those who ask after Slurm forgot",
         '  local rc="${1:-$?}"',
-        """  local form='{"job": %d, "mark": "%s", "restarts": %d, "exit_code": %d}\\n'""",
-        f'  local mark={word(mark(job.id, round_))} restarts="${{SLURM_RESTART_COUNT:-0}}"',
-        """  printf "$form" "$SLURM_JOB_ID" "$mark" "$restarts" "$rc" >.slurm.part""",
+        """  local form='{"job": "%s", "mark": "%s", "restarts": %d, "exit_code": %d}\\n'""",
+        f'  local mark={words.mark} restarts="${{SLURM_RESTART_COUNT:-0}}"',
+        f"""  printf "$form" "{words.number}" "$mark" "$restarts" "$rc" >.slurm.part""",
         f"  mv .slurm.part {ENDED}",
         '  exit "$rc"',
         "}",
@@ -161,7 +188,6 @@ def _ending(job: JobSpec, round_: int) -> tuple[str, ...]:
 
 
 def _program(job: JobSpec, options: SlurmSection) -> Iterator[str]:
-    yield from array("program", job.argv)
     box = options.container
     if box and box.engine == "apptainer":
         yield from array("box", _apptainer(box, job))
@@ -201,7 +227,7 @@ def _workspace(job: JobSpec) -> str:
     return f"{place}:{place}"
 
 
-def _supervision() -> Sequence[str]:
+def _supervision(number: str) -> Sequence[str]:
     """Start the program, pass signals on, wait for its true end; then end, or ask for another start.
 
     Slurm starts it again by itself when it took the place back (the job is COMPLETING then). Left to the script: an
@@ -226,8 +252,8 @@ def _supervision() -> Sequence[str]:
         "  0) again=$alone ;; # done: the next start ends at once",
         "esac",
         "if ((again || alone)) && [[ ! -e cancelled.json ]] &&",
-        """  [[ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" == RUNNING ]]; then""",
-        '  if ((again)); then scontrol requeue "$SLURM_JOB_ID"; else scancel "$SLURM_JOB_ID"; fi',
+        f"""  [[ "$(squeue -h -j "{number}" -o %T)" == RUNNING ]]; then""",
+        f'  if ((again)); then scontrol requeue "{number}"; else scancel "{number}"; fi',
         "fi",
         'ended "$rc"',
     )
