@@ -94,8 +94,10 @@ def as_if_never_interrupted(project: Project, train: JobFolder, references) -> N
 
 
 def kept(train: JobFolder) -> int:
-    """After which step the second attempt went on."""
-    found = re.search(rf"going on after step (\d+) of {STEPS}", train.attempts[1].log().read_text())
+    """After which step the second attempt went on; all of them as long as it did not say so."""
+    log = train.attempts[1].log()
+    text = log.read_text() if log.exists() else ""
+    found = re.search(rf"going on after step (\d+) of {STEPS}", text)
     return int(found[1]) if found else STEPS
 
 
