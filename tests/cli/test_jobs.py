@@ -1,6 +1,7 @@
 """``toolkit jobs`` and ``run --on``: what is refused, and what is said where nothing is there."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -8,6 +9,7 @@ from click.testing import CliRunner
 from tests.contract.world import World
 from tests.unit.test_jobs import attempt
 from toolkit.cli import toolkit
+from toolkit.cli.submitting import run_on
 from toolkit.errors import UsageError
 
 
@@ -50,7 +52,29 @@ def test_no_jobs_says_how_to_get_some(run):
 def test_an_unknown_name_is_refused(run):
     result = run("jobs", "show", "nothing")
     assert isinstance(result.exception, UsageError)
-    assert result.exception.message == "no chain and no job is named 'nothing'"
+    assert result.exception.message.startswith("no chain and no job is named 'nothing' in /")
+    assert "--workspace" in result.exception.hint
+
+
+def test_the_newest_chain_comes_first_and_its_jobs_in_their_order(run, tmp_path):
+    world = World(tmp_path, "slurm")  # which needs no keeper
+    chains = [world.write(["true"], ["true"], name=name) for name in ("old", "new")]
+    lines = run("jobs", "list", "--workspace", str(world.jobs.parent)).output.splitlines()
+    shown = [line.split()[:2] for line in lines if "-step" in line]
+    order = [(chains[1], 1), (chains[1], 2), (chains[0], 1), (chains[0], 2)]
+    assert shown == [[f"{chain}-{n:02d}-step", "queued"] for chain, n in order]
+    assert sum("repeat the submission" in line for line in lines) == 2  # nobody submitted them
+
+
+def test_ctrl_c_while_it_is_submitted_says_that_the_same_command_goes_on(monkeypatch, capsys):
+    def cut_off(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("toolkit.launch.submit.submit", cut_off)
+    todo = [SimpleNamespace(done=False)]
+    with pytest.raises(KeyboardInterrupt):
+        run_on(None, todo, None, detach=True, dry_run=False, as_json=False)
+    assert "the same command goes on with it" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.contract.test_contract import PROGRAM, _wait_for, told
+from tests.contract.world import World
 from tests.ray_cluster import RayCluster, ray_python
 from toolkit.errors import BackendError
 from toolkit.launch.folder import JobFolder
@@ -222,6 +224,30 @@ def test_a_job_whose_watcher_is_killed_is_lost_and_leaves_nothing_running(engine
     found = until(engine, engine_id, State.preempted)
     assert (found.word, found.cause) == ("JOB_SUPERVISOR_ACTOR_DIED", Cause.lost)
     assert gone(pid)
+
+
+def test_a_job_whose_watcher_is_killed_goes_on_in_a_new_start(cluster, tmp_path):
+    """Ray fails the job and ends its program with the actor; the keeper starts it again from what it kept."""
+    world = World(
+        tmp_path, "ray", {"address": cluster.address, "token": f"file:{cluster.token_file}"}
+    )
+    try:
+        chain = world.submit((*PROGRAM, "count", tmp_path / "a", 40, 0.25))
+        _wait_for(lambda: len(told(tmp_path / "a" / "counted")) > 3, "progress", 240)
+        first = world.job(chain).attempts[0]
+        os.kill(cluster.supervisor_of(first.started["pid"]).pid, signal.SIGKILL)
+        assert gone(first.started["pid"])
+        assert gone(told(tmp_path / "a" / "starts")[0][0])
+        report = world.ended(chain, seconds=300)
+        assert (report.state, report.attempts) == (State.succeeded, 2)
+        assert report.engine_id == f"{chain}-01-step-r2"
+        assert (first.ended["cause"], first.ended["kept"]) == ("lost", True)
+        assert first.ended["message"].startswith("JOB_SUPERVISOR_ACTOR_DIED: ")
+        counted = [n for (n,) in told(tmp_path / "a" / "counted")]
+        assert sorted(set(counted)) == list(range(1, 41))
+        assert len(counted) <= 41  # one line may lie between the last checkpoint and the end
+    finally:
+        world.close()
 
 
 def test_a_wrong_token_is_refused(engine, cluster, tmp_path):

@@ -3,16 +3,19 @@
 import os
 import shutil
 import sys
+import time
 
 import pytest
 
 from tests.contract.test_contract import PROGRAM, told
 from tests.contract.world import World
+from tests.slurm.test_chains_on_slurm import aged
 from tests.slurm.test_real_slurm import until
-from toolkit.launch import arrays, orders
+from toolkit.launch import arrays, logs, orders
 from toolkit.launch.backend import backend_of
+from toolkit.launch.folder import LOST_S
 from toolkit.launch.handing import hand_over, hand_over_array
-from toolkit.launch.spec import JobSpec
+from toolkit.launch.spec import JobSpec, Resources
 from toolkit.launch.states import Cause, State
 
 pytestmark = pytest.mark.integration
@@ -156,6 +159,46 @@ def test_a_worker_that_is_killed_is_started_again_as_the_same_task(world, slurm,
     assert [world.reports(chain)[0].attempts for chain in chains] == [1, 2]
 
 
+def test_who_looks_starts_the_tasks_again_that_slurm_calls_running_for_ever(world, slurm, tmp_path):
+    chains = [world.write((*PROGRAM, "count", tmp_path / f"{n}", 30, 0.1)) for n in range(2)]
+    give(world, chains)
+    for n in range(2):
+        until(lambda n=n: len(told(tmp_path / f"{n}" / "counted")) > 3)
+    before = [slurm_id(world, chain) for chain in chains]
+    for pid in [*slurm.steppers(), *slurm.array_processes(before[0].partition("_")[0])]:
+        os.kill(pid, 9)
+    until(lambda: not slurm.steppers())
+    assert {world.reports(chain)[0].word for chain in chains} == {"RUNNING"}
+    for chain in chains:
+        aged(world.job(chain).attempts[-1].folder / "beat", LOST_S + 1)
+        assert world.reports(chain)[0].cause == Cause.lost
+    for n, chain in enumerate(chains):
+        report = world.ended(chain, 1, PATIENCE_S)
+        assert (report.state, report.attempts) == (State.succeeded, 2)
+        assert slurm_id(world, chain) == before[n]
+        assert sorted({n for (n,) in told(tmp_path / f"{n}" / "counted")}) == list(range(1, 31))
+
+
+def test_tasks_of_several_nodes_keep_their_attempts_apart(world, tmp_path):
+    code = (
+        "import os; print(os.environ['TOOLKIT_NODE'], os.environ['TOOLKIT_RENDEZVOUS'], flush=True)"
+    )
+    argv = (sys.executable, "-c", f"{code}; import time; time.sleep(4)")
+    chains = [world.write(argv, resources=Resources(nodes=2)) for _ in range(2)]
+    give(world, chains)
+    meet = set()
+    for chain in chains:
+        report = world.ended(chain, 1, PATIENCE_S)
+        assert (report.state, report.attempts) == (State.succeeded, 1)
+        record = world.record(chain)
+        lines = logs.lines(world.jobs, record, list(record["jobs"]), follow=False, tick=int)
+        told_by = sorted((str(one.node), *one.text.split()) for one in lines)
+        assert [one[:2] for one in told_by] == [("0", "0"), ("1", "1")]
+        meet.add(told_by[0][2])
+        assert told_by[0][2] == told_by[1][2]
+    assert len(meet) == 2
+
+
 def test_cancel_ends_only_the_one(world, slurm, tmp_path):
     chains = [
         world.write(
@@ -210,6 +253,24 @@ def test_a_submitter_that_was_killed_leaves_neither_orphan_nor_double(
         == sorted(told(tmp_path / "second"))
         == [["0"], ["1"], ["2"]]
     )
+
+
+def test_two_hundred_trials_are_two_submissions_and_listed_in_one_call(world, calls, tmp_path):
+    many = World(tmp_path, "slurm", {"options": ["--hold"]})
+    said = (*PROGRAM, "say", tmp_path / "never")
+    chains = [many.write(said, said, name=f"n{n}") for n in range(200)]
+    begun = time.monotonic()
+    give(many, chains)
+    print(f"handed over: {time.monotonic() - begun:.1f} s")
+    assert [one for one in calls() if one != "squeue"] == ["sbatch"] * 2
+    before, records = len(calls()), [many.record(chain) for chain in chains]
+    begun = time.monotonic()
+    reports = orders.look(many.jobs, records)
+    print(f"listed: {time.monotonic() - begun:.1f} s")
+    assert calls()[before:] == ["squeue"]
+    assert {(one.state, one.word) for one in reports} == {(State.queued, "PENDING")}
+    assert len({one.engine_id for one in reports}) == 400
+    backend_of("slurm", {}, many.jobs).cancel([one.engine_id for one in reports])
 
 
 def test_chains_of_another_shape_go_alone(world, calls, tmp_path):

@@ -304,7 +304,7 @@ def test_all_nodes_are_told_and_meet_at_the_first(engine, slurm, make):
     starts = [line["variables"] for line in said(job) if line["event"] == "started"]
     assert sorted(one["TOOLKIT_NODE"] for one in starts) == ["0", "0", "1", "1"]
     number = int(engine_id.partition("@")[0])
-    assert {one["TOOLKIT_RENDEZVOUS"] for one in starts} == {f"fake0:{20000 + number % 5000}"}
+    assert {one["TOOLKIT_RENDEZVOUS"] for one in starts} == {f"127.0.0.1:{20000 + number % 5000}"}
     assert {one["TOOLKIT_START"] for one in starts} == {f"{number}.0", f"{number}.1"}
 
 

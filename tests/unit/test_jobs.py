@@ -280,6 +280,17 @@ def test_names_are_found_by_their_beginning_and_mistakes_are_named(world):
         orders.find(world.jobs, ["x"])
 
 
+@pytest.mark.parametrize(
+    ("backend", "reason"), [("local", "waits for its turn"), ("slurm", report.NOT_GIVEN)]
+)
+def test_a_job_that_no_engine_has_says_for_what_it_waits(tmp_path, backend, reason):
+    world = World(tmp_path, backend)
+    chain = world.write(["true"], ["true"])
+    first, second = report.of_chain(world.jobs, world.record(chain))
+    assert (first.state, first.reason) == (State.queued, reason)
+    assert (second.state, second.reason) == (State.queued, "after step-1")
+
+
 def test_retry_of_what_runs_or_succeeded_is_refused(world):
     chain = world.write(["true"])
     attempt(world.job(chain))

@@ -179,13 +179,13 @@ def test_goals_are_judged_by_their_own_cases():
     assert "| time to first step of `toolkit train`, warm caches | < 60 s | 41 s | yes |" in table
     # 1 s bare; 1.01 s in the stage and a fiftieth of half a second for the checkpoint
     assert "MLflow | < 2 % | 1.96 % | yes |" in table
-    assert "| QLoRA, NF4, best batch | >= 14,000 tokens/s | not measured | - |" in table
+    assert "| QLoRA, NF4, best batch |" not in table  # was not measured
 
 
 def test_a_commit_without_the_fast_path_reaches_no_goal():
     plain = ours(20_000.0, settings_not_in_this_commit=["speed"])
     table = report.report(measured(ours_auto_bf16__b3=plain))
-    assert "| LoRA, bf16 base | >= 16,500 tokens/s | not measured | - |" in table
+    assert "| LoRA, bf16 base |" not in table
     assert "| toolkit, plain | 3 x 4,096 | 20,000 | - | 80.0 % |" in table
 
 

@@ -31,6 +31,14 @@ def recent(reports: Iterable[JobReport]) -> list[JobReport]:
     return [one for some in kept for one in some]
 
 
+def newest_first(reports: Iterable[JobReport]) -> list[JobReport]:
+    """The newest chain first, the jobs of each in the order in which they run."""
+    by: dict[str, list[JobReport]] = defaultdict(list)
+    for one in reports:
+        by[one.chain].append(one)
+    return [one for some in reversed(by.values()) for one in some]
+
+
 def row(one: JobReport) -> tuple[Any, ...]:
     """A job as a row of a list, with the beginning of its reason."""
     where = " ".join(filter(None, (one.host, f"GPU {one.gpus}" if one.gpus else None)))

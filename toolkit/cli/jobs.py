@@ -53,7 +53,7 @@ def list_jobs(show_all: bool, workspace: Path | None, as_json: bool) -> None:
         render.say("no jobs: toolkit run RECIPE --on PROFILE submits some")
     else:
         columns = ("job", "state", "tries", "time", "where", "reason")
-        render.table(columns, [tables.row(one) for one in reversed(reports)])
+        render.table(columns, [tables.row(one) for one in tables.newest_first(reports)])
 
 
 @jobs.command("show")
@@ -61,7 +61,7 @@ def list_jobs(show_all: bool, workspace: Path | None, as_json: bool) -> None:
 @workspace_option
 @json_option
 def show_jobs(names: Sequence[str], workspace: Path | None, as_json: bool) -> None:
-    """Show all that is known of jobs: states in our words and the engine's, attempts, causes, costs.
+    """Show all that is known of jobs. States in our words and the engine's, attempts, causes, costs.
 
     \b
     Example:
@@ -82,7 +82,7 @@ def show_jobs(names: Sequence[str], workspace: Path | None, as_json: bool) -> No
 @workspace_option
 @json_option
 def show_logs(name: str, follow: bool, workspace: Path | None, as_json: bool) -> None:
-    """Print what jobs printed: all tries, all nodes; while they wait, while they run, and after.
+    """Print what jobs printed, in all tries and on all nodes. Also while they wait or run, and after.
 
     \b
     Example:
@@ -113,7 +113,7 @@ def show_logs(name: str, follow: bool, workspace: Path | None, as_json: bool) ->
 def wait_for(
     names: Sequence[str], timeout: float | None, workspace: Path | None, as_json: bool
 ) -> None:
-    """Wait until chains are over; exit code 0 when all succeeded, else that of the first that did not.
+    """Wait until chains are over. Exit code 0 when all succeeded, else that of the first that did not.
 
     \b
     Example:
@@ -140,7 +140,7 @@ def wait_for(
 @workspace_option
 @json_option
 def cancel_jobs(names: Sequence[str], workspace: Path | None, as_json: bool) -> None:
-    """End jobs with everything they started, within 30 seconds; can be repeated. Later jobs of a chain end too.
+    """End jobs with everything they started. Takes 30 seconds at most; later jobs of a chain end too; can be repeated.
 
     \b
     Example:
@@ -164,7 +164,7 @@ def cancel_jobs(names: Sequence[str], workspace: Path | None, as_json: bool) -> 
 @workspace_option
 @json_option
 def retry_jobs(names: Sequence[str], workspace: Path | None, as_json: bool) -> None:
-    """Start again what failed or was cancelled of chains that are over; what succeeded is not done again.
+    """Start again what failed or was cancelled. Of chains that are over; what succeeded is not done again.
 
     \b
     Example:
@@ -185,7 +185,7 @@ def retry_jobs(names: Sequence[str], workspace: Path | None, as_json: bool) -> N
 @workspace_option
 @json_option
 def top(workspace: Path | None, as_json: bool) -> None:
-    """Show what jobs cost: GPU-hours and hours by recipe and step, and what is used now.
+    """Show what jobs cost. GPU-hours and hours by recipe and step, and what is used now.
 
     \b
     Example:
@@ -206,7 +206,7 @@ def top(workspace: Path | None, as_json: bool) -> None:
         return
     columns = ("recipe", "step", "jobs", "tries", "running", "hours", "GPU-hours")
     render.table(columns, [tuple(tables.number(value) for value in row.values()) for row in rows])
-    render.say(f"{total:.2f} GPU-hours in all; {sum(row['running'] for row in rows)} jobs run now")
+    render.say(f"{total:.2f} GPU-hours in all; running now: {sum(row['running'] for row in rows)}")
 
 
 def reports_of(root: Path, chain: str) -> list[JobReport]:

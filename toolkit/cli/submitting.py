@@ -41,7 +41,12 @@ def run_on(
     if dry_run:
         _show_draft(draft(prepared, statuses, how), as_json=as_json)
         return
-    submitted = submit(prepared, statuses, how)
+    try:
+        submitted = submit(prepared, statuses, how)
+    except KeyboardInterrupt:
+        render.hint("cut off while it was submitted: the same command goes on with it")
+        render.hint("whether anything of it is there:  toolkit jobs list")
+        raise
     jobs = submitted.folder.parent
     if not detach:
         _follow(submitted.id, jobs, prepared, as_json=as_json)

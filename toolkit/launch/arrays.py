@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -31,7 +32,7 @@ class Array:
     after: Ids
     parallel: int
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The same for the same jobs in the same round, so that it is found again: ``array-3fa2c1d4-04-train``."""
         first = next(iter(self.tasks.values()))

@@ -11,6 +11,7 @@ One for each workspace and machine::
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from toolkit import resources
+from toolkit.engines.guard import processes
 from toolkit.errors import NotInstalledError
 from toolkit.launch import causes
 from toolkit.launch.holding import is_held
@@ -86,3 +88,14 @@ def _path(jobs: Path) -> str:
     kept = sorted((jobs / "code").glob("*/toolkit"), key=lambda path: path.stat().st_mtime)
     first = kept[-1].parent if kept else resources.PACKAGE.parent
     return os.pathsep.join((str(first), *filter(None, [os.environ.get("PYTHONPATH")])))
+
+
+def environ(jobs: Path) -> tuple[int, dict[str, str]] | None:
+    """Process id and variables of the keeper that runs here, as it was started; ``None`` where none does."""
+    words = [b"toolkit.launch.keeper", os.fsencode(jobs)]
+    for pid in processes():
+        with contextlib.suppress(OSError):  # another user's, or gone
+            if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[-3:-1] == words:
+                given = os.fsdecode(Path(f"/proc/{pid}/environ").read_bytes()).split("\0")
+                return pid, dict(one.split("=", 1) for one in given if "=" in one)
+    return None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import UsageError
-from toolkit.launch import keeping, report
+from toolkit.launch import keeping, report, secrets
 from toolkit.launch.backend import BACKENDS, Backend, backend_of
 from toolkit.launch.folder import JobFolder, read
 from toolkit.launch.handing import give, hand_over
@@ -71,12 +71,12 @@ def find(jobs: Path, names: Sequence[str]) -> dict[str, list[str]]:
     known = {chain["id"]: list(chain["jobs"]) for chain in report.chains(jobs)}
     found: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        chain, ids = _one(name, known)
+        chain, ids = _one(name, known, jobs)
         found[chain] += [one for one in ids if one not in found[chain]]
     return dict(found)
 
 
-def _one(name: str, known: Mapping[str, list[str]]) -> tuple[str, list[str]]:
+def _one(name: str, known: Mapping[str, list[str]], jobs: Path) -> tuple[str, list[str]]:
     if name in known:
         return name, known[name]
     of_job = [(chain, [job]) for chain, ids in known.items() for job in ids if job == name]
@@ -89,7 +89,8 @@ def _one(name: str, known: Mapping[str, list[str]]) -> tuple[str, list[str]]:
             f"{name} may be {', '.join(chain for chain, _ in begin[:5])}", "say more of it"
         )
     raise UsageError(
-        f"no chain and no job is named {name!r}{close_match(name, known)}", "toolkit jobs list"
+        f"no chain and no job is named {name!r} in {jobs.parent}{close_match(name, known)}",
+        "toolkit jobs list --all; --workspace looks into another one",
     )
 
 
@@ -142,7 +143,7 @@ def retry(jobs: Path, chain: Mapping[str, Any]) -> list[str]:
     """Start again what failed or was cancelled of a chain that is over; what succeeded stays. The ids of the jobs.
 
     Raises:
-        UsageError: It is not over, or nothing failed.
+        UsageError: It is not over, nothing failed, or a secret would not reach the jobs.
         BackendError: The engine is not there, or refuses.
     """
     reports = look(jobs, [chain])
@@ -153,6 +154,8 @@ def retry(jobs: Path, chain: Mapping[str, Any]) -> list[str]:
     again = [one for one in reports if one.state is not State.succeeded]
     if not again:
         raise UsageError(f"all jobs of {chain['id']} succeeded", "there is nothing to do again")
+    for one in again if chain["backend"] == "local" else ():
+        secrets.check(JobFolder(Path(one.folder)).spec.secrets, jobs)
     for one in again:
         folder = JobFolder(Path(one.folder))
         number = int(folder.retried["round"]) + 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,12 @@ from toolkit.launch.spec import JobSpec
 from toolkit.launch.states import Cause, Seen, State
 
 FORGOTTEN = "its engine forgot it while it waited, or somebody cancelled it there"
+WAITS = "waits for its turn"
+"""Of a job that the keeper has in its queue."""
+NOT_GIVEN = (
+    "its engine does not have it: repeat the submission, which goes on with it, or cancel it"
+)
+"""Of a job whose engine orders jobs itself, and refused it; or its submitter was killed, or is at it just now."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +130,9 @@ def _report(
         standing = _Standing(
             State.failed, Cause.lost, FORGOTTEN, f"toolkit jobs retry {chain['id']}"
         )
+    if standing.state is State.queued and not standing.reason and submitted is None:
+        ordered = BACKENDS[chain["backend"]].ordered
+        standing = replace(standing, reason=NOT_GIVEN if ordered else WAITS)
     recent = attempts[folder.retried["before"] :]
     standing = _upstream(standing, spec, recent, before) or standing
     begun = attempts[-1].started if attempts else None

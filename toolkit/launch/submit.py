@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from toolkit import tracking
-from toolkit.launch import keeping, limits, snapshot
+from toolkit.launch import keeping, limits, secrets, snapshot
 from toolkit.launch.chain import Draft, How, draft
 from toolkit.launch.folder import write
 from toolkit.launch.handing import hand_over
@@ -42,6 +42,7 @@ def submit(prepared: Prepared, statuses: Sequence[StepStatus], how: How) -> Subm
     Raises:
         DriftError: ``frozen``, and something differs from ``toolkit.lock``.
         LimitError: The profile allows no more.
+        UsageError: A secret would not reach the jobs.
         TrackingError: The MLflow store cannot be opened.
         BackendError: The engine is not there, or refuses.
     """
@@ -52,6 +53,8 @@ def submit(prepared: Prepared, statuses: Sequence[StepStatus], how: How) -> Subm
         if not before:
             if not made.backend.ordered:
                 keeping.require()
+            if made.profile.backend == "local":
+                secrets.check(made.profile.secrets, jobs)
             limits.check(made)
             tracking.check(Store.read(made.record["store"]))
             _write(made)

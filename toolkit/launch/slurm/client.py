@@ -98,21 +98,33 @@ class Client:
         return [_row(line) for line in told.splitlines() if line.strip()]
 
     def accounting(self, numbers: Sequence[str]) -> list[Row]:
-        """What the accounting kept of these jobs; nothing where the cluster has none."""
-        fields = "JobID,JobName,State,ExitCode,NodeList"
-        rows = []
-        for some in _parts(numbers):
-            argv = ["--noheader", "--parsable2", "--allocations", f"--format={fields}"]
-            try:
-                told = self._ask("sacct", *argv, f"--jobs={','.join(some)}")
-            except NotInstalledError:
+        """What the accounting kept of these jobs; nothing where the cluster has none.
+
+        What it calls waiting is left out: if slurmctld does not know such a job, nothing waits.
+        """
+        rows: dict[tuple[str, str], Row] = {}
+        # tasks that never began share their array's line, which is found by the array's number alone
+        for some in _parts(list(dict.fromkeys(one.partition("_")[0] for one in numbers))):
+            kept = map(_kept, self._sacct(f"--jobs={','.join(some)}"))
+            for row in sorted(
+                kept, key=lambda row: "[" not in row.number
+            ):  # own lines come last, and win
+                own = [replace(row, number=one) for one in expanded(row.number)]
+                rows |= {(one.number, one.name): one for one in own if row.word != "PENDING"}
+        asked = set(numbers)
+        return [row for row in rows.values() if row.number in asked]
+
+    def _sacct(self, which: str) -> list[str]:
+        fields = "--format=JobID,JobName,State,ExitCode,NodeList"
+        try:
+            told = self._ask("sacct", "--noheader", "--parsable2", "--allocations", fields, which)
+        except NotInstalledError:
+            return []
+        except BackendError as error:
+            if any(one in error.message for one in _NO_ACCOUNTING):
                 return []
-            except BackendError as error:
-                if any(one in error.message for one in _NO_ACCOUNTING):
-                    return []
-                raise
-            rows += [row for line in told.splitlines() if line.strip() for row in _kept(line)]
-        return rows
+            raise
+        return [line for line in told.splitlines() if line.strip()]
 
     def scancel(self, numbers: Sequence[str]) -> None:
         """End jobs with everything they started; unknown and ended ones are left alone."""
@@ -189,15 +201,14 @@ def _row(line: str) -> Row:
     )
 
 
-def _kept(line: str) -> list[Row]:
-    numbers, name, word, exit_code, host = line.split("|")
+def _kept(line: str) -> Row:
+    number, name, word, exit_code, host = line.split("|")
     reason = word if " by " in word else None
-    row = Row(numbers, name, word, reason, _exit_code(exit_code), 0, _given(host), None)
-    return [replace(row, number=number) for number in expanded(numbers)]
+    return Row(number, name, word, reason, _exit_code(exit_code), 0, _given(host), None)
 
 
 def expanded(numbers: str) -> list[str]:
-    """All that ``17_[3,5-9%2]`` stands for: tasks of an array that never began share one line."""
+    """All that ``17_[3,5-9%2]`` stands for."""
     job, open_, tasks = numbers.partition("_[")
     if not open_:
         return [numbers]

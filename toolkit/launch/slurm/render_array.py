@@ -29,11 +29,12 @@ Of those beyond, it looks only when one of the first ones began, and then has pe
 Slurm 22.05 was seen to do it, they are then cancelled though the task before succeeded, or begin though it failed.
 """
 WORDS = Words(
-    number="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID",  # the number of a task's own may be that of the whole array
+    number="$toolkit_task",
     id="$toolkit_job",
     mark='"$toolkit_mark"',
     folder='"$toolkit_folder"',
 )
+"""A task is never called by ``SLURM_JOB_ID``: that of one task is the number of the whole array."""
 
 
 def array_script(array: Array, options: SlurmSection) -> str:
@@ -50,6 +51,7 @@ def array_script(array: Array, options: SlurmSection) -> str:
         ("output", "/dev/null"),  # each task opens its own
     ]
     begin = [
+        'toolkit_task="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"',
         'case "$SLURM_ARRAY_TASK_ID" in',
         *(line for task in array.tasks.items() for line in _task(*task, waits=bool(array.after))),
         "esac",
@@ -66,7 +68,7 @@ def array_script(array: Array, options: SlurmSection) -> str:
 
 _CHECK = (
     'for place in "${toolkit_after[@]}"; do',
-    f"""  grep -q '"exit_code": 0}}' "$place/{ENDED}" && continue""",
+    f"""  grep -qs '"exit_code": 0}}' "$place/{ENDED}" && continue""",
     '  echo "${place##*/} did not succeed"; ended 1',
     "done",
 )
