@@ -1,7 +1,8 @@
 """Take the screenshots of the MLflow pages: ``python docs/screenshots.py WORKSPACE --out FOLDER``.
 
 Needs Debian's ``chromium`` and ``chromium-driver`` and the package ``selenium``. WORKSPACE must
-hold a finished recipe run. Pages are photographed once their tables and charts are drawn.
+hold a finished recipe run; the newest is taken unless ``--run ID`` names another, and all pages unless ``--only NAME``
+names some. Pages are photographed once their tables and charts are drawn.
 """
 
 from __future__ import annotations
@@ -105,9 +106,9 @@ def photograph(driver: Any, url: str, text: str, chart: bool, file: Path) -> Non
     print(f"{file}: {url}")
 
 
-def pages(store: Store) -> Iterator[tuple[str, str, str, bool]]:
+def pages(store: Store, run_id: str | None = None) -> Iterator[tuple[str, str, str, bool]]:
     """File name, path of the page, a text on it, and whether it has a chart."""
-    runs = recipe_runs(store, limit=2)
+    runs = [recipe_run(store, run_id).run] if run_id else recipe_runs(store, limit=2)
     if not runs:
         sys.exit(f"{store.shown} holds no recipe run")
     newest = recipe_run(store, runs[0].run_id)
@@ -134,6 +135,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("workspace", type=Path)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "images")
+    parser.add_argument("--run")
+    parser.add_argument("--only", action="append")
     given = parser.parse_args()
     workspace = Workspace.locate(given.workspace)
     store, port = resolve(workspace.mlflow_uri, workspace), free_port("127.0.0.1")
@@ -141,7 +144,9 @@ def main() -> None:
     log = workspace.root / "mlflow-ui.log"
     missed: list[str] = []
     with serving(store, "127.0.0.1", port, log), browser() as driver:
-        for name, page, text, chart in pages(store):
+        for name, page, text, chart in pages(store, given.run):
+            if given.only and name not in given.only:
+                continue
             joint = "&" if "?" in page else "?"
             url = f"http://127.0.0.1:{port}/#/{page}{joint}workflowType=machine_learning"
             try:

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from toolkit.worker import StepSpec
 
 STOP_DEADLINE_S = 60.0
-"""How long a stage may take to write a checkpoint after SIGTERM."""
+"""How long a stage may take to write a checkpoint after SIGTERM, where no job says so."""
+
+GRACE = "TOOLKIT_GRACE_S"
+"""Environment variable: how long it may in a job, which is the profile's ``grace_s``."""
 
 TRACEBACK_CHARACTERS = 20_000
 """How much of a log goes to MLflow as the traceback of a step that left none."""
@@ -152,7 +155,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
     try:
-        process.wait(STOP_DEADLINE_S)
+        process.wait(float(os.environ.get(GRACE, STOP_DEADLINE_S)))
     except subprocess.TimeoutExpired:
         pass
     finally:

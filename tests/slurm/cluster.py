@@ -291,17 +291,17 @@ class SlurmCluster:
         """The slurmstepd processes: one watches each step on its node."""
         return [pid for pid in self.processes() if _name(pid).startswith("slurmstepd")]
 
-    def job_processes(self, number: str) -> list[int]:
-        """Processes of one job, without those of Slurm itself."""
-        return self._without_slurms(f"SLURM_JOB_ID={number}")
+    def job_processes(self, number: str, *marks: bytes) -> list[int]:
+        """Processes of one job, without those of Slurm itself; those that have all of some variables."""
+        return self._without_slurms({f"SLURM_JOB_ID={number}".encode(), *marks})
 
     def array_processes(self, number: str) -> list[int]:
         """Processes of all tasks of an array, without those of Slurm itself."""
-        return self._without_slurms(f"SLURM_ARRAY_JOB_ID={number}")
+        return self._without_slurms({f"SLURM_ARRAY_JOB_ID={number}".encode()})
 
-    def _without_slurms(self, mark: str) -> list[int]:
+    def _without_slurms(self, marks: set[bytes]) -> list[int]:
         ours = set(self.processes()) - set(self.steppers())
-        return [pid for pid in ours if mark.encode() in _environ(pid)]
+        return [pid for pid in ours if marks <= set(_environ(pid))]
 
     def empty(self) -> None:
         """End all jobs; wait until none is left and both nodes are free."""

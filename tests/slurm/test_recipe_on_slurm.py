@@ -6,11 +6,9 @@ import re
 import pytest
 import yaml
 
+from tests.contract.test_ranks import runs_of
 from tests.contract.test_recipe import Project, _steps, _trained, _wait, base, train_python, whole
 from toolkit.launch.folder import JobFolder
-from toolkit.tracking.client import connect
-from toolkit.tracking.store import resolve
-from toolkit.workspace import Workspace
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 __all__ = ["base", "whole"]  # fixtures
@@ -52,17 +50,6 @@ def test_a_training_that_slurm_preempts_ends_as_if_nobody_had(slurm, tmp_path, b
             sent = JobFolder(project.jobs / chain / one["job"]).submitted["text"]
             numbered = re.sub(r'"afterok:<id of .*>"', "afterok:#", one["text"])
             assert re.sub(r"afterok:\d+", "afterok:#", sent) == numbered
-        assert set(_runs(project)) == {"colours", "data", "fetch", "train"}
+        assert set(runs_of(project)) == {"colours", "data", "fetch", "train"}
     finally:
         project.close()
-
-
-def _runs(project):
-    """The runs that MLflow has, name -> id; all are finished, and no step has two."""
-    client = connect(resolve(None, Workspace(project.folder / "runs")))
-    experiment = client.get_experiment_by_name("colours").experiment_id
-    runs = client.search_runs([experiment])
-    assert {run.info.status for run in runs} == {"FINISHED"}
-    named = {run.info.run_name: run.info.run_id for run in runs}
-    assert len(named) == len(runs)
-    return named

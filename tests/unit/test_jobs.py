@@ -101,12 +101,12 @@ def test_every_cause_has_a_state(world, cause, state):
 
 def test_a_failure_cancels_what_comes_after_with_its_reason(world):
     chain = world.write(["true"], ["true"], ["true"])
-    attempt(world.job(chain), "failed", message="it broke\n  in many lines")
+    attempt(world.job(chain), "failed", message="it broke:\n  " + "a line " * 20)
     reports = report.of_chain(world.jobs, world.record(chain))
     assert [one.state for one in reports] == [State.failed, State.cancelled, State.cancelled]
-    assert job_tables.row(reports[0])[-1] == "it broke"
-    assert reports[0].reason == "it broke\n  in many lines"
-    assert {one.reason for one in reports[1:]} == {"step-1 failed: it broke"}
+    short = f"it broke: {'a line ' * 15}a …"
+    assert job_tables.row(reports[0])[-1] == short
+    assert {one.reason for one in reports[1:]} == {f"step-1 failed: {short}"}
     assert report.state_of(reports) is State.failed
 
 

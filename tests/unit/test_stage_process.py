@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.unit.test_fetch import CONFIG, write_safetensors
+from toolkit import stage_process
 from toolkit.errors import ModelError, StepFailedError
 from toolkit.stage_process import Outcome, run_stage
 from toolkit.tracking import Store
@@ -117,3 +119,22 @@ def test_another_node_only_lends_its_processes(root: Path, monkeypatch: pytest.M
     signal.signal(signal.SIGTERM, kept)
     assert not (root / "artifact").exists()
     assert not (root / "nowhere.db").exists()
+
+
+@pytest.mark.parametrize(("grace_s", "code"), [("30", 0), ("0.5", -signal.SIGKILL)])
+def test_a_stage_has_the_jobs_grace_for_its_checkpoint(
+    grace_s: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(2), sys.exit(0)))\n"
+        "print('up', flush=True); time.sleep(60)"
+    )
+    argv = [sys.executable, "-c", script]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"up\n"
+    monkeypatch.setenv("TOOLKIT_GRACE_S", grace_s)
+    stage_process._stop(process)
+    process.stdout.close()
+    assert process.returncode == code

@@ -16,6 +16,7 @@ from toolkit.train.parallel.choose import bytes_whole, choose
 from toolkit.train.parallel.launch import (
     Launch,
     cause,
+    killed,
     leave_error,
     rank_environ,
     torchrun_arguments,
@@ -174,6 +175,15 @@ def test_a_rank_that_was_killed_is_the_cause_though_it_said_nothing():
         "rank 1 of 2 was ended by SIGKILL (SIGKILL that nobody sent is the kernel out of memory)"
     )
     assert "log.txt" in found["hint"]
+
+
+def test_a_rank_that_was_killed_on_another_node_is_the_cause():
+    lost = error(1.0, "Connection closed by peer")
+    there = killed({0: lost}, {1: -signal.SIGKILL})
+    assert there == {1: signal.SIGKILL}
+    said = {0: lost, 1: {"time": 1.5, "signal": there[1]}}
+    assert cause(said, {0: 1}, 2)["message"].startswith("rank 1 of 2 was ended by SIGKILL")
+    assert killed(said, {0: 1}) == there
 
 
 def test_a_rank_that_torchrun_ended_is_not_the_cause():

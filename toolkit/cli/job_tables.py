@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -39,10 +40,10 @@ def newest_first(reports: Iterable[JobReport]) -> list[JobReport]:
 
 
 def row(one: JobReport) -> tuple[Any, ...]:
-    """A job as a row of a list, with the first line of its reason."""
+    """A job as a row of a list, with the beginning of its reason."""
     where = " ".join(filter(None, (one.host, f"GPU {one.gpus}" if one.gpus else None)))
     took = render.duration(one.seconds) if one.seconds else None
-    reason = one.reason.partition("\n")[0] if one.reason else None
+    reason = textwrap.shorten(one.reason, 120, placeholder=" …") if one.reason else None
     return one.id, one.state.value, one.attempts or None, took, where, reason
 
 

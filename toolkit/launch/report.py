@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -267,7 +268,7 @@ def _upstream(
         needed = before.get(name)
         if needed and needed.state in (State.failed, State.cancelled):
             root = needed.reason if needed.cause == Cause.upstream else None
-            why = (needed.reason or str(needed.cause)).partition("\n")[0]  # all of it stands there
+            why = textwrap.shorten(needed.reason or str(needed.cause), 120, placeholder=" …")
             said = root or f"{needed.step} {needed.state.value}: {why}"
             return _Standing(State.cancelled, Cause.upstream, said)
         if needed and standing.state is State.queued and needed.state is not State.succeeded:

@@ -141,6 +141,9 @@ class Watch:
         """Start the worker in a group of its own; it holds the job's locks too, and SIGTERM comes if we die."""
         held = inherited()
         own = {"TOOLKIT_ATTEMPT": str(self.attempt.folder), HELD: ",".join(map(str, held))}
+        own |= {
+            "TOOLKIT_GRACE_S": str(self.spec.grace_s)
+        }  # how long a stage may write a checkpoint
         return subprocess.Popen(
             self.shim.job.command,
             env=os.environ | own | {"PYTHONUNBUFFERED": "1"},

@@ -6,7 +6,8 @@ same program again with the same step file. ``torchrun`` is run inside this proc
 pass SIGTERM on and tell what happened.
 
 What ranks leave in the state folder: ``rank-3.json``, the error of rank 3 with the time at which it
-came. What came first is the cause; peers that lost a connection to it come later.
+came. What came first is the cause; peers that lost a connection to it come later. Of a rank that a
+signal ended its launcher says so, for the first node may be another.
 """
 
 from __future__ import annotations
@@ -118,6 +119,8 @@ def run(launch: Launch, run_id: str, program: Path, step_file: Path, state: Path
             report = cause(errors_of(state), died, launch.ranks)
             if node == 0:
                 (state / "error.json").write_text(json.dumps(report))
+            for rank, number in killed(errors_of(state), died).items():
+                _leave(state, rank, {"signal": number})
             _say(f"error: {report['message']}")
             return int(report["exit_code"])
         _say(wanted.says)
@@ -161,18 +164,32 @@ def _pass_on(number: int, _frame: FrameType | None) -> None:
 
 def leave_error(state: Path, rank: int, ranks: int, report: Mapping[str, Any]) -> None:
     """In a rank that fails: say why, and give the others a moment to say it too."""
-    part = state / f"rank-{rank}.json.part"
-    part.write_text(json.dumps({"time": time.time(), **report}))
-    part.rename(state / f"rank-{rank}.json")
+    _leave(state, rank, report)
     end = time.monotonic() + LINGER_S
     while len(errors_of(state)) < ranks and time.monotonic() < end:
         time.sleep(0.05)
+
+
+def _leave(state: Path, rank: int, report: Mapping[str, Any]) -> None:
+    part = state / f"rank-{rank}.json.part"
+    part.write_text(json.dumps({"time": time.time(), **report}))
+    part.rename(state / f"rank-{rank}.json")
 
 
 def errors_of(state: Path) -> dict[int, dict[str, Any]]:
     """Errors by rank."""
     found = state.glob("rank-*.json")
     return {int(p.stem.removeprefix("rank-")): json.loads(p.read_text()) for p in found}
+
+
+def killed(errors: Mapping[int, Mapping[str, Any]], died: Mapping[int, int]) -> dict[int, int]:
+    """Signals that ended ranks, by rank: those that left no words, and those of which another node said it."""
+    here = {
+        rank: -code
+        for rank, code in died.items()
+        if code < 0 and -code != signal.SIGTERM and rank not in errors
+    }
+    return here | {rank: error["signal"] for rank, error in errors.items() if "signal" in error}
 
 
 def cause(
@@ -188,13 +205,9 @@ def cause(
         died: Exit codes by rank, negative for signals; those that torchrun saw first.
         ranks: How many there were.
     """
-    killed = [
-        (rank, -code)
-        for rank, code in died.items()
-        if code < 0 and -code != signal.SIGTERM and rank not in errors
-    ]
-    if killed:
-        rank, number = min(killed)
+    ended = killed(errors, died)
+    if ended:
+        rank, number = min(ended.items())
         name = signal.Signals(number).name
         text = f"rank {rank} of {ranks} was ended by {name}"
         if number == signal.SIGKILL:
