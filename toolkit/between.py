@@ -1,7 +1,7 @@
 """What happens between the steps of a run: recorded on its page in MLflow, gates, ``toolkit.lock``.
 
 The same for steps in this process (``execute.py``) and for jobs, each of which does its own step's part
-(``launch/within.py``). So everything it needs is one value that can be written down: :class:`Course`.
+(``launch/in_job.py``). So everything it needs is one value that can be written down: :class:`Course`.
 """
 
 from __future__ import annotations

@@ -303,11 +303,11 @@ def main(argv: list[str]) -> int:
     does what comes between steps too.
     """
     from toolkit.cli import render
-    from toolkit.launch.within import Within
+    from toolkit.launch.in_job import InJob
 
     raise_on_sigterm()
     spec = StepSpec.read(Path(argv[0]))
-    job = Within.here()
+    job = InJob.here()
     show = render.Progress().show
     try:
         if int(os.environ.get(NODE, "0")) > 0:

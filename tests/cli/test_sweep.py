@@ -11,7 +11,7 @@ from toolkit import errors
 from toolkit.cli import toolkit
 from toolkit.launch.folder import write
 from toolkit.launch.states import State
-from toolkit.sweep import orders
+from toolkit.sweep import actions
 from toolkit.sweep.draft import draft
 from toolkit.sweep.folder import SweepFolder, Trial
 
@@ -54,7 +54,7 @@ def run(tmp_path):
 @pytest.fixture
 def folder(run, tmp_path, monkeypatch) -> SweepFolder:
     """The sweep on disk, and nobody who drives it."""
-    monkeypatch.setattr(orders, "ensure", lambda _: None)
+    monkeypatch.setattr(actions, "ensure", lambda _: None)
     made = draft(tmp_path / "colours.yaml", (), str(tmp_path / "here.yaml"), tmp_path / "runs")
     return made.write()
 
@@ -134,7 +134,7 @@ def test_the_exit_code_says_how_it_ended(run, folder, status, code, said):
 
 def test_why_the_driver_stopped_is_said_with_its_exit_code(run, folder, monkeypatch):
     said = {"message": "allows 3 GPU-hours", "hint": "raise it", "exit_code": 1}
-    monkeypatch.setattr(orders, "go_on", lambda f: write(f.path / "stopped.json", said))
+    monkeypatch.setattr(actions, "go_on", lambda f: write(f.path / "stopped.json", said))
     result = run("sweep")
     assert result.exit_code == 1
     assert "error: allows 3 GPU-hours" in result.output

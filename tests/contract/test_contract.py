@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.contract.world import World
-from toolkit.launch import logs, orders
-from toolkit.launch.handing import hand_over
+from toolkit.launch import actions, logs
+from toolkit.launch.dispatch import hand_over
 from toolkit.launch.states import State
 
 pytestmark = pytest.mark.integration
@@ -137,7 +137,7 @@ def test_6_a_job_that_waits_is_cancelled_and_never_begins(world: World, tmp_path
         (*PROGRAM, "count", tmp_path / "a", 99, 0.1), (*PROGRAM, "say", tmp_path / "b")
     )
     world.wait(chain, State.running)
-    orders.cancel(world.jobs, {chain: [world.job(chain, 2).path.name]})
+    actions.cancel(world.jobs, {chain: [world.job(chain, 2).path.name]})
     assert world.reports(chain)[1].state is State.cancelled
     assert world.reports(chain)[0].state is State.running
     world.cancel(chain)
@@ -157,7 +157,7 @@ def test_7_later_jobs_are_cancelled_with_the_reason_and_a_retry_repeats_nothing(
     assert last.reason.startswith("step-2 failed: its process ended with 1")
     world.ended(chain, 2)
     gate.touch()
-    orders.retry(world.jobs, world.record(chain))
+    actions.retry(world.jobs, world.record(chain))
     assert world.ended(chain, 3).state is State.succeeded
     assert told(said) == [["1"], ["3"]]
     assert [one.attempts for one in world.reports(chain)] == [1, 2, 1]
@@ -235,7 +235,7 @@ def test_10_five_hundred_queued_jobs_are_listed_in_a_second_with_one_call(
     )
     records = [many.record(chain) for chain in chains]
     begun = time.process_time()
-    reports = orders.look(many.jobs, records)
+    reports = actions.look(many.jobs, records)
     assert time.process_time() - begun < 1.0
     assert len(reports) == 500
     assert len(calls) <= 1

@@ -10,8 +10,8 @@ import pytest
 
 from tests.contract.test_contract import PROGRAM, _wait_for, alive, told
 from tests.contract.world import World
-from toolkit.launch import keeping
-from toolkit.launch.holding import is_held
+from toolkit.launch import keeper_process
+from toolkit.launch.locks import is_held
 from toolkit.launch.spec import Resources
 from toolkit.launch.states import State
 
@@ -55,7 +55,7 @@ def _kill_keepers(world: World) -> bool:
     """Kill those that are seen, and whether none is left: one that is about to begin is not seen at once."""
     for pid in world.keepers():
         os.kill(pid, signal.SIGKILL)
-    return not world.keepers() and not is_held(keeping.place(world.jobs) / "lock")
+    return not world.keepers() and not is_held(keeper_process.place(world.jobs) / "lock")
 
 
 def test_a_killed_keeper_ends_no_job_and_the_next_one_starts_none_twice(local: World, tmp_path):
@@ -64,10 +64,10 @@ def test_a_killed_keeper_ends_no_job_and_the_next_one_starts_none_twice(local: W
     )
     local.wait(chain, State.running)
     for _ in range(2):
-        _wait_for(lambda: keeping.ensure(local.jobs) or local.keepers(), "keeper")
+        _wait_for(lambda: keeper_process.ensure(local.jobs) or local.keepers(), "keeper")
         _wait_for(lambda: _kill_keepers(local), "end of the keeper")
         assert local.reports(chain)[0].state is State.running
-    assert keeping.ensure(local.jobs)  # any `toolkit jobs` command does this
+    assert keeper_process.ensure(local.jobs)  # any `toolkit jobs` command does this
     assert local.ended(chain, 2).state is State.succeeded
     assert len(told(tmp_path / "a" / "starts")) == 1
     assert [n for (n,) in told(tmp_path / "a" / "counted")] == list(range(1, 151))
@@ -97,7 +97,7 @@ def test_after_everything_was_killed_what_waited_and_what_ran_is_there_again(
     for pid in (worker, begun["pid"]):
         os.kill(pid, signal.SIGKILL)
     _wait_for(lambda: not alive(worker), "end")
-    assert keeping.ensure(local.jobs)
+    assert keeper_process.ensure(local.jobs)
     assert local.ended(running).state is State.succeeded
     assert {local.ended(chain).state for chain in waiting} == {State.succeeded}
     assert sorted(word for (word,) in told(tmp_path / "said")) == ["0", "1", "2", "3", "4"]

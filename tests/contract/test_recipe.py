@@ -14,7 +14,7 @@ import yaml
 
 from tests.contract.world import World
 from toolkit import environments
-from toolkit.launch import orders, report
+from toolkit.launch import actions, report
 from toolkit.launch.folder import JobFolder
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -95,7 +95,7 @@ class Project:
 
     def close(self) -> None:
         for chain in report.chains(self.jobs):
-            orders.cancel(self.jobs, {chain["id"]: list(chain["jobs"])})
+            actions.cancel(self.jobs, {chain["id"]: list(chain["jobs"])})
         World(self.folder).close()
 
 

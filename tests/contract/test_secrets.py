@@ -7,7 +7,7 @@ import pytest
 
 from tests.contract.test_contract import _wait_for
 from toolkit.errors import UsageError
-from toolkit.launch import keeping, secrets
+from toolkit.launch import keeper_process, secrets
 
 pytestmark = pytest.mark.integration
 WANTED = {"TOKEN": "env:MY_TOKEN", "OTHER": "file:/etc/hostname"}
@@ -24,7 +24,7 @@ def test_a_keeper_that_lacks_the_variable_or_has_another_value_is_told_and_can_b
     local, monkeypatch
 ):
     monkeypatch.delenv("MY_TOKEN", raising=False)
-    keeping.ensure(local.jobs)
+    keeper_process.ensure(local.jobs)
     _wait_for(local.keepers, "keeper")
     monkeypatch.setenv("MY_TOKEN", "s3cret")
     with pytest.raises(UsageError) as no:

@@ -10,9 +10,9 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from toolkit.launch import causes, orders, report
+from toolkit.launch import actions, causes, report
+from toolkit.launch.dispatch import hand_over
 from toolkit.launch.folder import JobFolder, write
-from toolkit.launch.handing import hand_over
 from toolkit.launch.spec import JobSpec
 from toolkit.launch.states import State
 from toolkit.workspace import private_folder
@@ -82,7 +82,7 @@ class World:
         return json.loads((self.jobs / chain / "chain.json").read_text())
 
     def reports(self, chain: str) -> list[report.JobReport]:
-        return orders.look(self.jobs, [self.record(chain)])
+        return actions.look(self.jobs, [self.record(chain)])
 
     def job(self, chain: str, number: int = 1) -> JobFolder:
         return JobFolder(self.jobs / chain / f"{chain}-{number:02d}-step")
@@ -103,7 +103,7 @@ class World:
         return self.wait(chain, *states, number=number, seconds=seconds)
 
     def cancel(self, chain: str) -> list[report.JobReport]:
-        return orders.cancel(self.jobs, orders.find(self.jobs, [chain]))
+        return actions.cancel(self.jobs, actions.find(self.jobs, [chain]))
 
     def keeper_log(self) -> str:
         logs = (self.jobs / "keeper").glob("*/log.txt")

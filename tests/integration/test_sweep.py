@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tests.contract.test_recipe import RECIPE, Project, train_python
-from toolkit.launch.holding import is_held
+from toolkit.launch.locks import is_held
 from toolkit.sweep.folder import SweepFolder, sweeps
 from toolkit.tracking.client import connect
 from toolkit.tracking.store import resolve

@@ -11,10 +11,10 @@ from tests.contract.test_contract import PROGRAM, told
 from tests.contract.world import World
 from tests.slurm.test_chains_on_slurm import aged
 from tests.slurm.test_real_slurm import until
-from toolkit.launch import arrays, logs, orders
+from toolkit.launch import actions, arrays, logs
 from toolkit.launch.backend import backend_of
+from toolkit.launch.dispatch import hand_over, hand_over_array
 from toolkit.launch.folder import LOST_S
-from toolkit.launch.handing import hand_over, hand_over_array
 from toolkit.launch.spec import JobSpec, Resources
 from toolkit.launch.states import Cause, State
 
@@ -85,7 +85,7 @@ def test_four_trials_are_two_submissions_and_two_run_at_once(world, calls, tmp_p
     ]
     records = [world.record(chain) for chain in chains]
     before = len(calls())
-    reports = orders.look(world.jobs, records)
+    reports = actions.look(world.jobs, records)
     assert calls()[before:] == ["squeue"]
     assert [one.engine_id for one in reports[::2]] == [
         f"{first}_{n}@{chain}-01-step" for n, chain in enumerate(chains)
@@ -116,7 +116,7 @@ def test_one_that_fails_takes_only_its_own_second_step_along_and_is_tried_again_
     assert after.reason.startswith("step-1 failed: its process ended with 2")
     until(lambda: world.reports(chains[3])[1].word == "CANCELLED")
     gate.touch()
-    orders.retry(world.jobs, world.record(chains[3]))
+    actions.retry(world.jobs, world.record(chains[3]))
     assert world.ended(chains[3], 2, PATIENCE_S).state is State.succeeded
     assert "_" not in slurm_id(world, chains[3])
     assert sorted(told(tmp_path / "second")) == [["0"], ["1"], ["2"], ["3"]]
@@ -233,7 +233,7 @@ def test_a_submitter_that_was_killed_leaves_neither_orphan_nor_double(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:  # between sbatch and the first word about it
-        patch.setattr("toolkit.launch.handing._write_down", killed)
+        patch.setattr("toolkit.launch.dispatch._write_down", killed)
         with pytest.raises(KeyboardInterrupt):
             give(world, chains)
     assert calls().count("sbatch") == 1
@@ -265,7 +265,7 @@ def test_two_hundred_trials_are_two_submissions_and_listed_in_one_call(world, ca
     assert [one for one in calls() if one != "squeue"] == ["sbatch"] * 2
     before, records = len(calls()), [many.record(chain) for chain in chains]
     begun = time.monotonic()
-    reports = orders.look(many.jobs, records)
+    reports = actions.look(many.jobs, records)
     print(f"listed: {time.monotonic() - begun:.1f} s")
     assert calls()[before:] == ["squeue"]
     assert {(one.state, one.word) for one in reports} == {(State.queued, "PENDING")}

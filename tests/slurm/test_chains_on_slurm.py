@@ -12,7 +12,7 @@ import pytest
 from tests.contract.test_contract import PROGRAM, told
 from tests.contract.world import World
 from tests.slurm.test_real_slurm import until
-from toolkit.launch import logs, orders
+from toolkit.launch import actions, logs
 from toolkit.launch.folder import LOST_S
 from toolkit.launch.spec import Resources
 from toolkit.launch.states import Cause, State
@@ -95,7 +95,7 @@ def test_a_job_that_slurm_forgot_while_it_waited_is_said_and_may_be_tried_again(
     assert report.reason == "its engine forgot it while it waited, or somebody cancelled it there"
     assert report.hint == f"toolkit jobs retry {chain}"
     opening()
-    orders.retry(world.jobs, world.record(chain))
+    actions.retry(world.jobs, world.record(chain))
     assert world.ended(chain).state is State.succeeded
     assert told(tmp_path / "a") == [["1"]]
 

@@ -8,8 +8,8 @@ import pytest
 from tests.contract.test_contract import PROGRAM, told
 from tests.contract.world import World
 from tests.slurm.test_slurm_forgets import _until, cluster
-from toolkit.launch import orders
-from toolkit.launch.handing import hand_over_array
+from toolkit.launch import actions
+from toolkit.launch.dispatch import hand_over_array
 from toolkit.launch.slurm.client import Client
 from toolkit.launch.slurm.render_array import SPLIT
 from toolkit.launch.spec import Resources
@@ -65,7 +65,7 @@ def test_a_trial_begins_its_second_step_after_slurm_forgot_its_first(cluster, wo
     assert world.reports(chains[SPLIT])[0].state is State.succeeded
     assert [row.word for row in Client().queue([seconds[MENDED]])] == ["PENDING"]
     gate.touch()
-    orders.retry(world.jobs, world.record(chains[MENDED]))
+    actions.retry(world.jobs, world.record(chains[MENDED]))
     assert world.ended(chains[MENDED], 2, PATIENCE_S).state is State.succeeded
     assert "PENDING" not in [row.word for row in Client().queue([seconds[MENDED]])]
     for one in firsts[:SPLIT]:

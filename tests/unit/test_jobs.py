@@ -17,7 +17,7 @@ from tests.contract.world import World
 from toolkit import errors
 from toolkit.cli import job_tables
 from toolkit.engines.guard import descendants
-from toolkit.launch import causes, holding, limits, logs, orders, report, retries, secrets, snapshot
+from toolkit.launch import actions, causes, limits, locks, logs, report, retries, secrets, snapshot
 from toolkit.launch.folder import LOST_S, JobFolder, write
 from toolkit.launch.local import Local
 from toolkit.launch.local.places import Places
@@ -25,7 +25,7 @@ from toolkit.launch.local.section import LocalSection
 from toolkit.launch.profiles import LimitsSection, Profile, seconds_of
 from toolkit.launch.spec import JobSpec, Resources
 from toolkit.launch.states import Cause, Seen, State, translate
-from toolkit.launch.tend import Tender
+from toolkit.launch.supervise import Supervisor
 
 
 @pytest.fixture
@@ -172,13 +172,13 @@ def test_the_cause_is_in_the_errors_type_and_words(error, by_kernel, cause):
 def test_a_lock_that_was_handed_down_is_ours_and_nobody_elses(tmp_path, monkeypatch):
     path = tmp_path / "lock"
     given = os.open(path, os.O_RDWR | os.O_CREAT)
-    assert holding.take(given)
-    assert holding.hold(path) is None  # not ours: we were not told of it
-    monkeypatch.setenv(holding.HELD, str(given))
-    assert holding.hold(path) == given
-    assert holding.is_held(path)
+    assert locks.take(given)
+    assert locks.hold(path) is None  # not ours: we were not told of it
+    monkeypatch.setenv(locks.HELD, str(given))
+    assert locks.hold(path) == given
+    assert locks.is_held(path)
     os.close(given)
-    assert not holding.is_held(path)
+    assert not locks.is_held(path)
 
 
 def test_who_checks_a_lock_keeps_it_from_nobody(tmp_path):
@@ -186,12 +186,12 @@ def test_who_checks_a_lock_keeps_it_from_nobody(tmp_path):
     path.touch()
     check = os.open(path, os.O_RDWR)
     fcntl.flock(check, fcntl.LOCK_SH)  # as is_held does, in the moment before it lets go
-    assert not holding.is_held(path)
+    assert not locks.is_held(path)
     later = threading.Timer(0.05, os.close, [check])
     later.start()
-    assert holding.hold(path) is not None
+    assert locks.hold(path) is not None
     later.join()
-    assert holding.is_held(path)
+    assert locks.is_held(path)
 
 
 def test_places_are_given_whole_or_not_at_all(tmp_path):
@@ -272,12 +272,12 @@ def test_half_a_line_waits_for_its_end(tmp_path):
 
 def test_names_are_found_by_their_beginning_and_mistakes_are_named(world):
     first, second = world.write(["true"], name="ab"), world.write(["true"], name="ac")
-    assert list(orders.find(world.jobs, ["ab"])) == [first]
-    assert orders.find(world.jobs, [f"{second}-01-step"]) == {second: [f"{second}-01-step"]}
+    assert list(actions.find(world.jobs, ["ab"])) == [first]
+    assert actions.find(world.jobs, [f"{second}-01-step"]) == {second: [f"{second}-01-step"]}
     with pytest.raises(errors.UsageError, match=f"a may be {first}, {second}"):
-        orders.find(world.jobs, ["a"])
+        actions.find(world.jobs, ["a"])
     with pytest.raises(errors.UsageError, match="no chain and no job is named 'x'"):
-        orders.find(world.jobs, ["x"])
+        actions.find(world.jobs, ["x"])
 
 
 @pytest.mark.parametrize(
@@ -295,10 +295,10 @@ def test_retry_of_what_runs_or_succeeded_is_refused(world):
     chain = world.write(["true"])
     attempt(world.job(chain))
     with pytest.raises(errors.UsageError, match="is not over"):
-        orders.retry(world.jobs, world.record(chain))
+        actions.retry(world.jobs, world.record(chain))
     attempt(world.job(chain), "done")
     with pytest.raises(errors.UsageError, match=r"all jobs of .* succeeded"):
-        orders.retry(world.jobs, world.record(chain))
+        actions.retry(world.jobs, world.record(chain))
 
 
 def test_the_mirror_copies_code_and_small_files_and_links_the_rest(tmp_path, monkeypatch):
@@ -450,11 +450,11 @@ def test_a_cancelled_chain_ends_killed_in_mlflow_with_the_run_that_waited(world)
 
 
 def test_without_the_queues_package_a_submission_says_so(world, monkeypatch):
-    from toolkit.launch import keeping
+    from toolkit.launch import keeper_process
 
-    monkeypatch.setattr(keeping, "find_spec", lambda _: None)
+    monkeypatch.setattr(keeper_process, "find_spec", lambda _: None)
     with pytest.raises(errors.NotInstalledError) as caught:
-        keeping.ask(world.jobs / world.write(["true"]))
+        keeper_process.ask(world.jobs / world.write(["true"]))
     assert "the package dbos is not installed" in caught.value.message
     assert caught.value.hint.startswith("pip install 'dbos>=3.4,<4'")
 
@@ -463,10 +463,10 @@ def test_a_shim_that_wrote_its_last_word_and_still_ends_is_no_new_start(world):
     job = world.job(world.write([sys.executable, "-c", ""]))
     attempt(job, "preempted", kept=True, again=True)
     descriptor = os.open(job.lock, os.O_RDWR | os.O_CREAT)
-    assert holding.take(descriptor)
+    assert locks.take(descriptor)
     threading.Timer(0.5, os.close, [descriptor]).start()
     engine = Local(world.options, world.jobs)
-    assert asyncio.run(Tender(engine, world.jobs).tend(job)) == "over"
+    assert asyncio.run(Supervisor(engine, world.jobs).supervise(job)) == "over"
     while engine._started:  # as the keeper does
         engine.reap()
         time.sleep(0.01)

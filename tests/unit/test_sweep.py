@@ -18,9 +18,9 @@ from toolkit.launch.folder import JobFolder, write
 from toolkit.launch.states import State
 from toolkit.recipe.load import load
 from toolkit.recipe.sweep import SweepSection
+from toolkit.sweep import actions, space
 from toolkit.sweep import draft as drafting
 from toolkit.sweep import driver as driving
-from toolkit.sweep import orders, space
 from toolkit.sweep import plans as planning
 from toolkit.sweep.folder import SweepFolder, Trial, find, sweeps
 from toolkit.sweep.space import Told
@@ -542,8 +542,8 @@ def test_all_failed_is_a_failed_sweep_and_retry_starts_them_again(engine, folder
         engine.end(folder.trials[number], None, "failed")
     drives.run()
     assert (drives._page.status, (folder.result or {})["best"]) == ("FAILED", None)
-    monkeypatch.setattr(orders, "ensure", lambda _: None)
-    assert orders.retry(folder) == [1, 2, 3]
+    monkeypatch.setattr(actions, "ensure", lambda _: None)
+    assert actions.retry(folder) == [1, 2, 3]
     assert states(folder) == ["queued"] * 3
     retried = []
     monkeypatch.setattr(driving.orders, "retry", lambda _, chain: retried.append(chain["id"]))
@@ -551,7 +551,7 @@ def test_all_failed_is_a_failed_sweep_and_retry_starts_them_again(engine, folder
     assert retried == [one.chain for one in folder.trials[:2]]
     assert engine.submitted == [1, 2, 3]  # their chains go on: nothing is submitted anew
     with pytest.raises(errors.UsageError, match="s is not over"):
-        orders.retry(folder)
+        actions.retry(folder)
 
 
 def test_a_driver_killed_before_it_wrote_the_chain_down_submits_nothing_twice(engine, folder):
@@ -645,25 +645,25 @@ def test_an_error_of_the_driver_is_written_down_and_go_on_tries_again(folder, mo
     assert driving.drive(folder) == 1
     assert folder.stopped == {"message": "no store", "hint": "start it", "exit_code": 1}
     started = []
-    monkeypatch.setattr(orders.subprocess, "Popen", lambda *a, **k: started.append(a))
-    orders.ensure(folder)
+    monkeypatch.setattr(actions.subprocess, "Popen", lambda *a, **k: started.append(a))
+    actions.ensure(folder)
     assert started == []
     write(folder.path / "sweep.json", folder.asked | {"host": "elsewhere"})
-    orders.go_on(folder)
+    actions.go_on(folder)
     assert started == []
     write(folder.path / "sweep.json", folder.asked | {"host": causes.host()})
-    orders.go_on(folder)
+    actions.go_on(folder)
     assert len(started) == 1
     assert folder.stopped is None
 
 
 def test_a_driver_that_dies_at_once_is_an_error_not_a_loop(folder, monkeypatch):
     dead = SimpleNamespace(poll=lambda: 1)
-    monkeypatch.setattr(orders.subprocess, "Popen", lambda *a, **k: dead)
-    monkeypatch.setattr(orders, "_started", {})
-    orders.ensure(folder)
+    monkeypatch.setattr(actions.subprocess, "Popen", lambda *a, **k: dead)
+    monkeypatch.setattr(actions, "_started", {})
+    actions.ensure(folder)
     with pytest.raises(errors.BackendError, match="the driver of s ended with 1"):
-        orders.ensure(folder)
+        actions.ensure(folder)
     killed = SimpleNamespace(poll=lambda: -9)
-    monkeypatch.setattr(orders, "_started", {"s": killed})
-    orders.ensure(folder)
+    monkeypatch.setattr(actions, "_started", {"s": killed})
+    actions.ensure(folder)

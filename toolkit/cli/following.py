@@ -47,13 +47,13 @@ def follow(
 
 def _ask(jobs: Path, chain: dict[str, Any], asked: float) -> tuple[list[JobReport], float]:
     """Reports of a chain; every ASK_S its keeper is looked after too. With them, when that was last."""
-    from toolkit.launch import keeping, orders, report
+    from toolkit.launch import actions, keeper_process, report
 
-    reports = orders.look(jobs, [chain])
+    reports = actions.look(jobs, [chain])
     if time.monotonic() - asked < ASK_S:
         return reports, asked
     if report.needs_keeper(chain) and not all(one.state.ended for one in reports):
-        keeping.ensure(jobs)
+        keeper_process.ensure(jobs)
     return reports, time.monotonic()
 
 

@@ -88,15 +88,15 @@ def show_logs(name: str, follow: bool, workspace: Path | None, as_json: bool) ->
     Example:
       toolkit jobs logs -f tickets-3fa2c1d4
     """
-    from toolkit.launch import keeping, logs, orders, report
+    from toolkit.launch import actions, keeper_process, logs, report
 
     root, chains = _chains(workspace, [name])
-    ids = orders.find(root, [name])
+    ids = actions.find(root, [name])
     for chain in chains:
 
         def tick(chain: dict[str, Any] = chain) -> None:
             if report.needs_keeper(chain):
-                keeping.ensure(root)
+                keeper_process.ensure(root)
 
         for line in logs.lines(root, chain, ids[chain["id"]], follow=follow, tick=tick):
             if as_json:
@@ -147,12 +147,12 @@ def cancel_jobs(names: Sequence[str], workspace: Path | None, as_json: bool) -> 
       toolkit jobs cancel tickets-3fa2c1d4
     """
     from toolkit.errors import BackendError
-    from toolkit.launch import orders
+    from toolkit.launch import actions
 
     root, _ = _chains(workspace)
-    wanted = orders.find(root, names)
+    wanted = actions.find(root, names)
     line = render.ProgressLine("cancel")
-    reports = orders.cancel(root, wanted, line.update)
+    reports = actions.cancel(root, wanted, line.update)
     ids = {one for some in wanted.values() for one in some}
     tables.show_all([one for one in reports if one.id in ids], as_json=as_json)
     if left := [one.id for one in reports if one.id in ids and not one.state.ended]:
@@ -170,10 +170,10 @@ def retry_jobs(names: Sequence[str], workspace: Path | None, as_json: bool) -> N
     Example:
       toolkit jobs retry tickets-3fa2c1d4
     """
-    from toolkit.launch import orders
+    from toolkit.launch import actions
 
     root, chains = _chains(workspace, names)
-    again = {chain["id"]: orders.retry(root, chain) for chain in chains}
+    again = {chain["id"]: actions.retry(root, chain) for chain in chains}
     if as_json:
         render.as_json(again)
         return
@@ -211,35 +211,35 @@ def top(workspace: Path | None, as_json: bool) -> None:
 
 def reports_of(root: Path, chain: str) -> list[JobReport]:
     """Reports of one chain."""
-    from toolkit.launch import orders, report
+    from toolkit.launch import actions, report
 
-    return orders.look(root, [one for one in report.chains(root) if one["id"] == chain])
+    return actions.look(root, [one for one in report.chains(root) if one["id"] == chain])
 
 
 def _chains(
     workspace: Path | None, names: Sequence[str] | None = None
 ) -> tuple[Path, list[dict[str, Any]]]:
     """The ``jobs`` folder and the chains meant; a keeper is started again when one is needed and gone."""
-    from toolkit.launch import keeping, orders, report
+    from toolkit.launch import actions, keeper_process, report
     from toolkit.workspace import Workspace
 
     root = Workspace.locate(workspace).jobs
     chains = report.chains(root)
     if names is not None:
-        wanted = orders.find(root, names)
+        wanted = actions.find(root, names)
         chains = [chain for chain in chains if chain["id"] in wanted]
     waits = (c for c in chains if not (root / c["id"] / "settled.json").exists())
     if any(report.needs_keeper(chain) for chain in waits):
-        keeping.ensure(root)
+        keeper_process.ensure(root)
     return root, chains
 
 
 def _look(root: Path, chains: Sequence[dict[str, Any]]) -> list[JobReport]:
     """Reports, with the MLflow runs of chains that are over ended."""
-    from toolkit.launch import orders
+    from toolkit.launch import actions
     from toolkit.launch.settle import settle
 
-    reports = orders.look(root, chains)
+    reports = actions.look(root, chains)
     open_ = {one.chain for one in reports if not one.state.ended}
     for chain in chains:
         if chain["id"] not in open_:
@@ -248,7 +248,7 @@ def _look(root: Path, chains: Sequence[dict[str, Any]]) -> list[JobReport]:
 
 
 def _named(reports: Sequence[JobReport], root: Path, names: Sequence[str]) -> list[JobReport]:
-    from toolkit.launch import orders
+    from toolkit.launch import actions
 
-    ids = {one for some in orders.find(root, names).values() for one in some}
+    ids = {one for some in actions.find(root, names).values() for one in some}
     return [one for one in reports if one.id in ids]

@@ -112,7 +112,7 @@ def _fail(failed: Any, jobs: Path) -> int:
 
 def _leave_or_cancel(name: str, jobs: Path) -> None:
     """After Ctrl-C: jobs go on unless somebody who can be asked says otherwise."""
-    from toolkit.launch import orders
+    from toolkit.launch import actions
 
     try:
         wanted = sys.stdin.isatty() and click.confirm(
@@ -121,7 +121,7 @@ def _leave_or_cancel(name: str, jobs: Path) -> None:
     except click.Abort:
         wanted = False
     if wanted:
-        orders.cancel(jobs, orders.find(jobs, [name]), render.hint)
+        actions.cancel(jobs, actions.find(jobs, [name]), render.hint)
         return
     render.hint(f"the jobs go on:  toolkit jobs wait {name}{_where(jobs)}")
     render.hint(f"to end them:     toolkit jobs cancel {name}{_where(jobs)}")

@@ -58,7 +58,7 @@ def sweep(
       toolkit sweep my.yaml --on slurm --detach
     """
     from toolkit import tracking
-    from toolkit.sweep import orders
+    from toolkit.sweep import actions
     from toolkit.sweep.draft import draft
     from toolkit.tracking import Store
 
@@ -70,7 +70,7 @@ def sweep(
     if folder.result is None:
         tracking.check(Store.read(made.store))
         folder = made.write()
-        orders.go_on(folder)
+        actions.go_on(folder)
     if not detach:
         _follow(folder, quiet=as_json)
         sys.exit(sweep_tables.closing(folder, as_json=as_json))
@@ -118,14 +118,14 @@ def _show_draft(made: Draft, *, as_json: bool) -> None:
 
 def _follow(folder: SweepFolder, *, quiet: bool) -> None:
     """Show what changes until it is over, or its driver gave up."""
-    from toolkit.sweep import orders
+    from toolkit.sweep import actions
 
     shown: dict[int, str] = {}
     looked = -ASK_S
     try:
         while folder.result is None and folder.stopped is None:
             if time.monotonic() - looked >= ASK_S:
-                orders.ensure(folder)
+                actions.ensure(folder)
                 looked = time.monotonic()
             if not quiet:
                 sweep_tables.changes(folder, shown)
@@ -139,7 +139,7 @@ def _follow(folder: SweepFolder, *, quiet: bool) -> None:
 
 def _leave_or_cancel(folder: SweepFolder) -> None:
     """After Ctrl-C: it goes on unless somebody who can be asked says otherwise."""
-    from toolkit.sweep import orders
+    from toolkit.sweep import actions
 
     try:
         wanted = sys.stdin.isatty() and click.confirm(
@@ -148,7 +148,7 @@ def _leave_or_cancel(folder: SweepFolder) -> None:
     except click.Abort:
         wanted = False
     if wanted:
-        orders.cancel(folder, render.ProgressLine("cancel").update)
+        actions.cancel(folder, render.ProgressLine("cancel").update)
         return
     where = sweep_tables.where(folder)
     render.hint(f"the sweep goes on:  toolkit sweeps show {folder.id}{where}")

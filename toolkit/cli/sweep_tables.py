@@ -24,7 +24,7 @@ def count(folder: SweepFolder) -> int:
 
 def state(folder: SweepFolder) -> str:
     """As of jobs (``running``, ``succeeded``, ...); ``stopped`` by an error, ``paused`` by a kill of its driver."""
-    from toolkit.launch.holding import is_held
+    from toolkit.launch.locks import is_held
 
     if result := folder.result:
         return WORDS[result["status"]]

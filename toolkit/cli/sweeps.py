@@ -36,11 +36,11 @@ def list_sweeps(workspace: Path | None, as_json: bool) -> None:
     Example:
       toolkit sweeps list
     """
-    from toolkit.sweep import folder, orders
+    from toolkit.sweep import actions, folder
 
     found = folder.sweeps(_root(workspace))
     for one in found:
-        orders.ensure(one)
+        actions.ensure(one)
     if as_json:
         render.as_json([sweep_tables.summary(one) for one in found])
     elif not found:
@@ -61,10 +61,10 @@ def show_sweep(name: str | None, workspace: Path | None, as_json: bool) -> None:
     Example:
       toolkit sweeps show tickets-sweep-3fa2c1d4
     """
-    from toolkit.sweep import orders
+    from toolkit.sweep import actions
 
     found = _find(workspace, name)
-    orders.ensure(found)
+    actions.ensure(found)
     if as_json:
         render.as_json(sweep_tables.summary(found))
     else:
@@ -82,10 +82,10 @@ def cancel_sweep(name: str, workspace: Path | None) -> None:
       toolkit sweeps cancel tickets-sweep-3fa2c1d4
     """
     from toolkit.errors import BackendError
-    from toolkit.sweep import orders
+    from toolkit.sweep import actions
 
     found = _find(workspace, name)
-    if not orders.cancel(found, render.ProgressLine("cancel").update):
+    if not actions.cancel(found, render.ProgressLine("cancel").update):
         said = (found.stopped or {}).get("message", "its jobs are not gone yet")
         raise BackendError(f"{found.id}: {said}", "run the same command again")
     sweep_tables.show(found)
@@ -101,10 +101,10 @@ def retry_sweep(name: str, workspace: Path | None) -> None:
     Example:
       toolkit sweeps retry tickets-sweep-3fa2c1d4
     """
-    from toolkit.sweep import orders
+    from toolkit.sweep import actions
 
     found = _find(workspace, name)
-    again = orders.retry(found)
+    again = actions.retry(found)
     render.say(f"{found.id}: {', '.join(f'trial {number}' for number in again)}")
 
 

@@ -22,15 +22,15 @@ from dbos import DBOS, DBOSConfig, Queue, SetWorkflowID
 
 from toolkit.digests import of_json
 from toolkit.errors import ToolkitError
-from toolkit.launch import keeping, report, retries
+from toolkit.launch import keeper_process, report, retries
 from toolkit.launch.backend import backend_of
 from toolkit.launch.folder import JobFolder, read
-from toolkit.launch.holding import hold, let_go
 from toolkit.launch.local.places import Places
 from toolkit.launch.local.section import LocalSection
+from toolkit.launch.locks import hold, let_go
 from toolkit.launch.settle import settle
 from toolkit.launch.states import State
-from toolkit.launch.tend import Tender, write_off
+from toolkit.launch.supervise import Supervisor, write_off
 from toolkit.workspace import private_folder
 
 IDLE_S = 600.0
@@ -40,44 +40,44 @@ AT_ENGINES = 1000
 """Jobs that may wait in an engine that queues by itself."""
 log = logging.getLogger("toolkit.keeper")
 
-_tenders: dict[str, Tender] = {}
+_supervisors: dict[str, Supervisor] = {}
 
 
 @DBOS.workflow()
-async def tend_job(folder: str) -> str:
+async def supervise_job(folder: str) -> str:
     """See one job to its end, through all its tries."""
     tries = 0
-    while await tend_attempt(folder, tries) == "again":
+    while await supervise_attempt(folder, tries) == "again":
         tries += 1
         await DBOS.sleep_async(retries.pause_s(JobFolder(Path(folder)).ends))
     return "over"
 
 
 @DBOS.step()
-async def tend_attempt(folder: str, _number: int) -> str:
+async def supervise_attempt(folder: str, _number: int) -> str:
     """Hand the job over unless it runs, and wait for its end; ``again`` when it is to be started once more.
 
     Done over after a crash of the keeper: it looks before it starts anything.
     """
     job = JobFolder(Path(folder))
     try:
-        return await _tender(job).tend(job)
+        return await _supervisor(job).supervise(job)
     except (
         Exception
-    ) as error:  # the last line of defence: a job whose tender fails must not wait for ever
+    ) as error:  # the last line of defence: a job whose supervisor fails must not wait for ever
         log.exception("job %s", folder)
         write_off(job, f"the keeper failed: {type(error).__name__}: {error}")
-        keeping.mark(job.path.parent)
+        keeper_process.mark(job.path.parent)
         return "over"
 
 
-def _tender(job: JobFolder) -> Tender:
+def _supervisor(job: JobFolder) -> Supervisor:
     chain = read(job.path.parent / "chain.json") or {}
     key = of_json([chain["backend"], chain["options"]])
-    if key not in _tenders:
+    if key not in _supervisors:
         jobs = job.path.parent.parent
-        _tenders[key] = Tender(backend_of(chain["backend"], chain["options"], jobs), jobs)
-    return _tenders[key]
+        _supervisors[key] = Supervisor(backend_of(chain["backend"], chain["options"], jobs), jobs)
+    return _supervisors[key]
 
 
 class Keeper:
@@ -85,7 +85,7 @@ class Keeper:
 
     def __init__(self, jobs: Path) -> None:
         self._jobs = jobs
-        self._folder = keeping.place(jobs)
+        self._folder = keeper_process.place(jobs)
         self._inbox = private_folder(self._folder / "inbox")
         self._queues: dict[str, Queue] = {}
         self._active: set[str] = set()
@@ -144,7 +144,7 @@ class Keeper:
                 continue
             queue = self._register(chain, gpus=spec.resources.gpus > 0)
             with SetWorkflowID(f"{spec.id}-r{job.retried['round']}"):
-                queue.enqueue(tend_job, str(job.path))
+                queue.enqueue(supervise_job, str(job.path))
 
     def _register(self, chain: Mapping[str, Any], *, gpus: bool = False) -> Queue:
         """The queue of an engine; on this machine one for each kind of place, as long as there are places."""
@@ -169,7 +169,7 @@ def _places(chain: Mapping[str, Any], *, gpus: bool) -> int:
 def main(argv: list[str]) -> int:
     """Keep the jobs of one workspace."""
     jobs = Path(argv[0])
-    lock = hold(keeping.place(jobs) / "lock")
+    lock = hold(keeper_process.place(jobs) / "lock")
     if lock is None:
         return 0
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # nothing to tidy up: a kill is the same
@@ -177,8 +177,8 @@ def main(argv: list[str]) -> int:
     log.info("keeper %s of %s", os.getpid(), jobs)
     Keeper(jobs).run()
     let_go(lock)
-    if any((keeping.place(jobs) / "inbox").iterdir()):  # a mark that came in the last moment
-        keeping.ensure(jobs)
+    if any((keeper_process.place(jobs) / "inbox").iterdir()):  # a mark that came in the last moment
+        keeper_process.ensure(jobs)
     log.info("nothing to do for %g s", IDLE_S)
     os._exit(0)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from toolkit.errors import BackendError, UsageError
-from toolkit.launch import keeping
+from toolkit.launch import keeper_process
 
 
 def values(secrets: Mapping[str, str]) -> dict[str, str]:
@@ -40,7 +40,7 @@ def check(secrets: Mapping[str, str], jobs: Path) -> None:
                 f"the profile's secrets want {name}, which is not set here",
                 f"export {name}=..., or name a file in the profile: file:/path",
             )
-    pid, theirs = (keeping.environ(jobs) if wanted else None) or (None, os.environ)
+    pid, theirs = (keeper_process.environ(jobs) if wanted else None) or (None, os.environ)
     for name in wanted:
         if theirs.get(name) != os.environ[name]:
             has = "another value of" if name in theirs else "no"

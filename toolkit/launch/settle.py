@@ -8,7 +8,7 @@ from typing import Any
 
 from toolkit.launch import costs, report
 from toolkit.launch.folder import JobFolder, read, write
-from toolkit.launch.holding import hold, let_go
+from toolkit.launch.locks import hold, let_go
 from toolkit.launch.report import JobReport
 from toolkit.launch.states import State
 
@@ -38,7 +38,7 @@ def settle(folder: Path) -> str | None:
 
 def reopen(folder: Path) -> None:
     """Undo :func:`settle`, because jobs of the chain are started again: its MLflow run runs."""
-    from toolkit.launch.within import parent_run
+    from toolkit.launch.in_job import parent_run
 
     if (read(folder / "parent.json") or {}).get("parent_run"):
         parent_run(read(folder / "chain.json") or {}).leave()
@@ -80,7 +80,7 @@ def _end_child(chain: Mapping[str, Any], one: JobReport, folder: Path) -> None:
 def _end_parent(
     folder: Path, chain: Mapping[str, Any], reports: Sequence[JobReport], status: str
 ) -> None:
-    from toolkit.launch.within import parent_run
+    from toolkit.launch.in_job import parent_run
 
     run = parent_run(chain)
     run.log(0, {"gpu_hours": costs.of_chain(folder)})

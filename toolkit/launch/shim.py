@@ -35,7 +35,7 @@ from toolkit.engines.guard import (
 from toolkit.launch import causes, ending
 from toolkit.launch.ending import Told
 from toolkit.launch.folder import BEAT_S, Attempt, JobFolder, write
-from toolkit.launch.holding import HELD, hold, inherited
+from toolkit.launch.locks import HELD, hold, inherited
 from toolkit.launch.retries import again
 
 CANCEL_S = 18.0

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from toolkit import tracking
-from toolkit.launch import keeping, limits, secrets, snapshot
+from toolkit.launch import keeper_process, limits, secrets, snapshot
 from toolkit.launch.chain import Draft, How, TrialOf, draft
+from toolkit.launch.dispatch import hand_over, hand_over_array
 from toolkit.launch.folder import write
-from toolkit.launch.handing import hand_over, hand_over_array
 from toolkit.prepare import Prepared
 from toolkit.survey import StepStatus
 from toolkit.tracking import Store
@@ -95,7 +95,7 @@ def _written(
     before = (made.folder / "chain.json").exists()
     if not before:
         if not made.backend.ordered:
-            keeping.require()
+            keeper_process.require()
         if made.profile.backend == "local":
             secrets.check(made.profile.secrets, made.folder.parent)
         limits.check(made)

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import BackendError, BusyError, LimitError, ToolkitError, UsageError
-from toolkit.launch import keeping, orders, profiles, report
+from toolkit.launch import actions, keeper_process, profiles, report
 from toolkit.launch.arrays import ArrayBackend
 from toolkit.launch.backend import backend_of
 from toolkit.launch.chain import How
 from toolkit.launch.folder import read, write
-from toolkit.launch.holding import hold
+from toolkit.launch.locks import hold
 from toolkit.launch.profiles import LimitsSection
 from toolkit.launch.report import JobReport
 from toolkit.launch.settle import settle
@@ -190,7 +190,7 @@ class Driver:
             self._keep(replace(trial, chain=None))
             return
         try:
-            orders.retry(self._folder.jobs, chain)
+            actions.retry(self._folder.jobs, chain)
         except UsageError as error:  # somebody did already
             log.info("trial %s: %s", trial.number, error.message)
         self._begun(trial, name)
@@ -205,7 +205,7 @@ class Driver:
             self._end(by[name], State.failed, None, f"{jobs / name} is gone")
         self._pause_s = LOOK_S if all(c["backend"] == "local" for c in chains) else ASK_S
         try:
-            reports = orders.look(jobs, chains)
+            reports = actions.look(jobs, chains)
         except BackendError as error:  # the next time
             log.warning("%s", error.message)
             return
@@ -215,7 +215,7 @@ class Driver:
                 settle(jobs / chain["id"])
                 self._take(by[chain["id"]], chain, ours)
             elif report.needs_keeper(chain):
-                keeping.ensure(jobs)
+                keeper_process.ensure(jobs)
 
     def _take(self, trial: Trial, chain: dict[str, Any], reports: Sequence[JobReport]) -> None:
         places = {step["name"]: step["artifact"] for step in chain["course"]["steps"]}
@@ -241,7 +241,7 @@ class Driver:
         for one in self._running:
             chain = read(self._folder.jobs / str(one.chain) / "chain.json")
             wanted |= {chain["id"]: list(chain["jobs"])} if chain else {}
-        orders.cancel(self._folder.jobs, wanted)
+        actions.cancel(self._folder.jobs, wanted)
         self._collect()
         for one in self._trials.values():
             if not one.state.ended:

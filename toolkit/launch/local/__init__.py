@@ -17,8 +17,8 @@ from toolkit.engines.guard import processes, send, start_time
 from toolkit.errors import BackendError, NoPlaceError
 from toolkit.launch import secrets
 from toolkit.launch.folder import JobFolder
-from toolkit.launch.holding import CHECK_S, HELD, is_held, take
 from toolkit.launch.local.places import Places
+from toolkit.launch.locks import CHECK_S, HELD, is_held, take
 from toolkit.launch.spec import JobSpec
 from toolkit.launch.states import Seen, State
 

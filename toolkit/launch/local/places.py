@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.errors import BackendError
-from toolkit.launch.holding import take
+from toolkit.launch.locks import take
 from toolkit.launch.spec import Resources
 
 if TYPE_CHECKING:

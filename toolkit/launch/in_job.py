@@ -25,7 +25,7 @@ from toolkit.worker import Show, StepSpec, run_step
 
 
 @dataclass(frozen=True)
-class Within:
+class InJob:
     """The job that this process is."""
 
     attempt: Attempt

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import ToolkitError
-from toolkit.launch import arrays, keeping
+from toolkit.launch import arrays, keeper_process
 from toolkit.launch.arrays import Array, ArrayBackend
 from toolkit.launch.backend import Backend, backend_of
 from toolkit.launch.folder import JobFolder, read, write
@@ -29,7 +29,7 @@ def hand_over(folder: Path) -> None:
         _open_parent(folder, chain)
     backend = backend_of(chain["backend"], chain["options"], folder.parent)
     if not backend.ordered:
-        keeping.ask(folder)
+        keeper_process.ask(folder)
         return
     ids: dict[str, str] = {}
     for name in chain["jobs"]:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import UsageError
-from toolkit.launch import keeping, report, secrets
+from toolkit.launch import keeper_process, report, secrets
 from toolkit.launch.backend import BACKENDS, Backend, backend_of
+from toolkit.launch.dispatch import give, hand_over
 from toolkit.launch.folder import JobFolder, read
-from toolkit.launch.handing import give, hand_over
 from toolkit.launch.report import JobReport
 from toolkit.launch.settle import reopen, settle
 from toolkit.launch.states import Cause, Seen, State
@@ -136,7 +136,7 @@ def _order_end(jobs: Path, chain: Mapping[str, Any], names: Sequence[str]) -> No
     if engine_ids:
         backend_of(chain["backend"], chain["options"], jobs).cancel(engine_ids)
     if ordered and report.needs_keeper(chain):
-        keeping.ask(jobs / chain["id"])
+        keeper_process.ask(jobs / chain["id"])
 
 
 def retry(jobs: Path, chain: Mapping[str, Any]) -> list[str]:

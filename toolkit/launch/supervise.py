@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import BackendError, NoPlaceError
-from toolkit.launch import keeping
+from toolkit.launch import keeper_process
 from toolkit.launch.backend import Backend
 from toolkit.launch.folder import Attempt, JobFolder, write
 from toolkit.launch.local import Local
@@ -27,7 +27,7 @@ KILL_S = 26.0
 """After a cancellation on this machine: from then on processes are killed, wherever they went."""
 
 
-class Tender:
+class Supervisor:
     """Sees jobs of one engine through; many at once, in one event loop."""
 
     def __init__(self, backend: Backend, jobs: Path) -> None:
@@ -38,19 +38,19 @@ class Tender:
         self._asked_at = 0.0
         self._watched: set[str] = set()
 
-    async def tend(self, job: JobFolder) -> str:
+    async def supervise(self, job: JobFolder) -> str:
         """See one attempt to its end: ``again`` or ``over``."""
         await self._settled(job)
         spec, attempts = job.spec, job.attempts
         begun = bool(attempts) and attempts[-1].ended is None
         if self._finished(job) or not (self._runs(job) or await self._hand_over(job)):
-            keeping.mark(job.path.parent)
+            keeper_process.mark(job.path.parent)
             return "over"
         await self._watch(job, len(attempts) - 1 if begun and self._runs(job) else len(attempts))
         ends = job.ends
         verdict = "again" if ends and not job.cancelled and again(spec, ends) else "over"
         if verdict == "over":
-            keeping.mark(job.path.parent)
+            keeper_process.mark(job.path.parent)
         return verdict
 
     async def _settled(self, job: JobFolder) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from toolkit import errors, resources
 from toolkit.launch import causes
 from toolkit.launch.folder import write
-from toolkit.launch.holding import is_held
+from toolkit.launch.locks import is_held
 from toolkit.launch.states import State
 from toolkit.sweep.folder import SweepFolder
 

@@ -22,7 +22,7 @@ from toolkit import resources
 from toolkit.engines.guard import processes
 from toolkit.errors import NotInstalledError
 from toolkit.launch import causes
-from toolkit.launch.holding import is_held
+from toolkit.launch.locks import is_held
 from toolkit.workspace import private_folder
 
 _started: list[subprocess.Popen[bytes]] = []
