@@ -43,6 +43,7 @@ class Course:
         steps: In order.
         locked: What planning saw of that which the lock holds.
         frozen: Whether a run that differs from the lock is refused.
+        locks: Whether the run is written into the lock at its end; trials of a sweep are not.
     """
 
     recipe: Mapping[str, Any]
@@ -51,6 +52,7 @@ class Course:
     steps: tuple[Place, ...]
     locked: Mapping[str, Any]
     frozen: bool = False
+    locks: bool = True
 
     @classmethod
     def of(cls, prepared: Prepared, *, frozen: bool = False) -> Self:
@@ -145,7 +147,8 @@ class Course:
 
     def end(self, finished: Mapping[str, Artifact]) -> None:
         """After the last step: lock what was used."""
-        self._lock.write(self.locked, finished)
+        if self.locks:
+            self._lock.write(self.locked, finished)
 
     @property
     def _lock(self) -> Lock:

@@ -14,6 +14,8 @@
     ├── BackendError             1   an engine for jobs is not there, or refuses a job
     │   ├── UnknownStateError    1   it says of a job what we have no word for
     │   └── NoPlaceError         1   it has no place for a job just now: it waits
+    ├── LimitError               1   a limit of the profile allows no more jobs
+    │   └── BusyError            1   as many are under way as it allows
     ├── UsageError               2   the command is wrong
     ├── RecipeError              2   the recipe is wrong; holds every problem found, with file and line
     ├── PreflightError           2   the recipe is well formed but cannot work
@@ -91,6 +93,10 @@ class NoPlaceError(BackendError):
 
 class LimitError(ToolkitError):
     """A limit of the profile allows no more jobs now."""
+
+
+class BusyError(LimitError):
+    """As many chains are under way as a profile allows; it will be free when one is over."""
 
 
 class ArtifactError(ToolkitError):

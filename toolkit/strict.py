@@ -150,6 +150,7 @@ def _apply(override: str, tree: dict[str, Any], lines: dict[Location, str | int]
         except (KeyError, IndexError, TypeError) as error:
             path = _dotted(tuple(parents[: depth + 1]))
             raise RecipeError([Problem(where, path, "does not exist in the file")]) from error
+        lines.setdefault(tuple(parents[: depth + 1]), where)
     try:
         node[last] = value
     except (IndexError, TypeError) as error:
@@ -193,6 +194,7 @@ def _problem(error: Any, places: _Places) -> Problem:
     at = places.known(location)
     kind, given = error["type"], error.get("input")
     if kind == "extra_forbidden":
+        at = (*places.known(location[:-1]), location[-1])
         return Problem(
             places.of(location), _dotted(at), f"is not a key here{_likely(places.model, at)}"
         )

@@ -8,6 +8,7 @@
     ├── mlflow.db, mlartifacts/              the default MLflow store
     ├── keys.json                            API keys of the served models, hashed (0600)
     ├── jobs/                                what was submitted (launch/folder.py)
+    ├── sweeps/                              trials of recipes (sweep/folder.py)
     └── servers/                             detached servers
     <cache>/                        $TOOLKIT_CACHE, $XDG_CACHE_HOME/toolkit or ~/.cache/toolkit
     ├── environments/<name>-<digest>/        built from lock files
@@ -63,6 +64,11 @@ class Workspace:
     def jobs(self) -> Path:
         """Chains of jobs."""
         return self.root / "jobs"
+
+    @property
+    def sweeps(self) -> Path:
+        """Sweeps over values of recipes."""
+        return self.root / "sweeps"
 
     @property
     def keys(self) -> Path:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from toolkit.tracking import StepRun, resolve
+from toolkit.tracking import StepRun, resolve, sync
 from toolkit.tracking.client import connect
 from toolkit.tracking.outbox import Outbox
 from toolkit.workspace import Workspace
@@ -24,14 +24,15 @@ def client(store):
 def attempt(store, key, points, end="leave"):
     """One try of a job: what it logs as (step, loss), then another goes on, or it dies without a word."""
     run = StepRun.start(store, "demo", None, "train", config={}, tags={}, key=key)
+    assert run.wait(120)  # MLflow may be imported slowly, on a busy machine
     for step, loss in points:
         run.log(step, {"loss": loss})
     if end == "leave":
         run.leave("SCHEDULED")
     elif end == "finish":
         run.finish({"final_loss": 0.5})
+        sync(store.outboxes)  # what it could not deliver in time
     else:  # SIGKILL: some of it was delivered, and nothing more is said
-        run.wait()
         run._sampler.stop()
         run._forwarder.close(20)
         run._outbox.release()

@@ -50,6 +50,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("toolkit.cli.bench:bench", "Measure an OpenAI endpoint under concurrent load."),
     "env": ("toolkit.cli.env:env", "List, build and use the locked environments."),
     "jobs": ("toolkit.cli.jobs:jobs", "List, follow, cancel and retry what `run --on` submitted."),
+    "sweep": ("toolkit.cli.sweep:sweep", "Run a recipe with many values, and find the best."),
+    "sweeps": ("toolkit.cli.sweeps:sweeps", "List, show, cancel and retry sweeps."),
     "runs": ("toolkit.cli.runs:runs", "List and show MLflow runs."),
     "ui": ("toolkit.cli.runs:ui", "Open the MLflow UI on the right store."),
     "doctor": (

@@ -78,6 +78,8 @@ def plan(
         render.say(f"answers are written by {prepared.rollout}")
     if prepared.training_said:
         render.say(prepared.training_said)
+    if sweep := prepared.loaded.recipe.sweep:
+        render.say(f"it has a sweep over {', '.join(sweep.over)}: toolkit sweep {recipe} --dry-run")
     render.warn(prepared.warnings)
     done = sum(s.done for s in statuses)
     render.say(

@@ -11,7 +11,7 @@ import getpass
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,32 @@ class How:
 
 
 @dataclass(frozen=True)
+class TrialOf:
+    """The sweep that a chain is a trial of.
+
+    Attributes:
+        sweep: The sweep's id.
+        number: The trial's, from 1.
+        parent_run: MLflow run of the sweep.
+    """
+
+    sweep: str
+    number: int
+    parent_run: str | None
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What its MLflow run says of that."""
+        below = {"mlflow.parentRunId": self.parent_run} if self.parent_run else {}
+        return {"toolkit.sweep": self.sweep, "toolkit.trial": str(self.number)} | below
+
+    def course(self, course: Course) -> Course:
+        """A trial's: reports beside those of other trials, and nothing in ``toolkit.lock``."""
+        reports = Path(course.reports) / self.sweep / str(self.number)
+        return replace(course, reports=str(reports), locks=False)
+
+
+@dataclass(frozen=True)
 class Draft:
     """A chain before anything of it is written."""
 
@@ -81,17 +107,21 @@ class Draft:
             yield job, backend.render(job, {name: f"<id of {name}>" for name in job.after})
 
 
-def draft(prepared: Prepared, statuses: Sequence[StepStatus], how: How) -> Draft:
+def draft(
+    prepared: Prepared, statuses: Sequence[StepStatus], how: How, trial: TrialOf | None = None
+) -> Draft:
     """The chain that a plan would be; nothing is written.
 
     Args:
         prepared: The plan, with its profile.
         statuses: What of it is done.
         how: How to run it.
+        trial: Where it belongs, if it is part of a sweep.
     """
     profile = prepared.profile or Profile(name="local")
     code, todo = snapshot.code_digest(), [s.step for s in statuses if not s.done]
-    content = _content(prepared, profile, {"code": code, **vars(how)}, statuses)
+    more = {"trial": [trial.sweep, trial.number]} if trial else {}
+    content = _content(prepared, profile, {"code": code, **vars(how), **more}, statuses)
     chain = _next_id(prepared.plan.recipe.name, content, prepared.workspace.jobs)
     folder = prepared.workspace.jobs / chain
     store = resolve(prepared.loaded.recipe.tracking.uri, prepared.workspace)
@@ -120,12 +150,14 @@ def draft(prepared: Prepared, statuses: Sequence[StepStatus], how: How) -> Draft
         for step in todo
     )
     steps = tuple(replace(spec, key=name) for spec, name in zip(specs, ids, strict=True))
+    course = Course.of(prepared, frozen=how.frozen)
     record = _record(prepared, profile, store) | {
         "id": chain,
         "content": content,
         "jobs": {job.id: job.step for job in jobs},
         "code": code,
-        "course": Course.of(prepared, frozen=how.frozen).described(),
+        "course": (trial.course(course) if trial else course).described(),
+        "trial": asdict(trial) if trial else None,
     }
     return Draft(chain, prepared, profile, folder, jobs, steps, record)
 

@@ -118,16 +118,20 @@ def _write_down(job: JobFolder, engine_id: str, text: str = "") -> None:
 def _open_parent(folder: Path, chain: dict[str, Any]) -> None:
     """The MLflow run of the chain, with the steps that were done before; a second try finds the first one's."""
     from toolkit.between import Course
+    from toolkit.launch.chain import TrialOf
     from toolkit.tracking import RecipeRun, Store
 
     course = Course.read(chain["course"])
     course.begin()
     tags = {"toolkit.chain": chain["id"], "toolkit.profile": chain["profile"]}
+    trial = TrialOf(**chain["trial"]) if chain.get("trial") else None
+    name = f"{chain['recipe']} {trial.number}" if trial else None
+    tags |= trial.tags if trial else {}
     path = Path(course.recipe_path)
     store = Store.read(chain["store"])
     try:
         parent = RecipeRun.start(
-            store, chain["experiment"], course.recipe, path, tags, key=chain["id"]
+            store, chain["experiment"], course.recipe, path, tags, key=chain["id"], name=name
         )
     except ToolkitError:
         shutil.rmtree(folder)  # no engine knows of it yet

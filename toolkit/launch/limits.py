@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from toolkit.errors import LimitError
+from toolkit.errors import BusyError, LimitError
 from toolkit.launch import costs, report
 
 if TYPE_CHECKING:
@@ -15,7 +15,8 @@ def check(made: Draft) -> None:
     """Refuse a chain that the profile does not allow now.
 
     Raises:
-        LimitError: Too many chains are under way, or it could use more GPU-hours than are left.
+        BusyError: Too many chains are under way.
+        LimitError: It could use more GPU-hours than are left.
     """
     _check_concurrent(made)
     _check_gpu_hours(made)
@@ -28,7 +29,7 @@ def _check_concurrent(made: Draft) -> None:
     ours = [c["id"] for c in report.chains(jobs) if c["profile"] == made.profile.name]
     active = [chain for chain in ours if not report.is_over(jobs / chain)]
     if len(active) >= limit:
-        raise LimitError(
+        raise BusyError(
             f"profile {made.profile.name} allows {limit} at once, and {len(active)} are under way: "
             + ", ".join(active[:5]),
             f"wait for one (toolkit jobs wait {active[0]}), or raise limits.concurrent",

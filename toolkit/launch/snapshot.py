@@ -30,6 +30,7 @@ from toolkit.launch.folder import write
 from toolkit.lock import NAME
 from toolkit.observe import local_files
 from toolkit.prepare import Prepared
+from toolkit.recipe.load import Loaded
 from toolkit.recipe.paths import resolve_path
 from toolkit.recipe.recipe import Recipe
 from toolkit.tracking.describe import GitState, git_state
@@ -83,15 +84,20 @@ def keep_recipe(prepared: Prepared, chain: Path) -> tuple[Path, GitState | None]
     origin = loaded.directory.absolute()
     if (origin / NAME).is_file():
         shutil.copy2(origin / NAME, chain / NAME)
-    root = chain / "source"
+    state = git_state(origin)
+    if state:
+        write(chain / "git.json", {"commit": state.commit, "diff": state.diff})
+    return keep_files(loaded, chain), state
+
+
+def keep_files(loaded: Loaded, folder: Path) -> Path:
+    """Bring a recipe and the files that it names into a folder's ``source``; the recipe's folder in it."""
+    origin, root = loaded.directory.absolute(), folder / "source"
     if loaded.path.is_file():
         _bring(loaded.path.absolute(), root)
     for path in named_files(loaded.recipe, origin):
         _bring(path, root)
-    state = git_state(origin)
-    if state:
-        write(chain / "git.json", {"commit": state.commit, "diff": state.diff})
-    return private_folder(_mirror(origin, root)), state
+    return private_folder(_mirror(origin, root))
 
 
 def named_files(recipe: Recipe, origin: Path) -> list[Path]:

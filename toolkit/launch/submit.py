@@ -12,9 +12,9 @@ from pathlib import Path
 
 from toolkit import tracking
 from toolkit.launch import keeping, limits, secrets, snapshot
-from toolkit.launch.chain import Draft, How, draft
+from toolkit.launch.chain import Draft, How, TrialOf, draft
 from toolkit.launch.folder import write
-from toolkit.launch.handing import hand_over
+from toolkit.launch.handing import hand_over, hand_over_array
 from toolkit.prepare import Prepared
 from toolkit.survey import StepStatus
 from toolkit.tracking import Store
@@ -36,29 +36,71 @@ class Submitted:
         return self.folder.name
 
 
-def submit(prepared: Prepared, statuses: Sequence[StepStatus], how: How) -> Submitted:
+def submit(
+    prepared: Prepared, statuses: Sequence[StepStatus], how: How, trial: TrialOf | None = None
+) -> Submitted:
     """Submit what is not done of a plan, or go on with the submission of the same that was cut off.
 
     Raises:
         DriftError: ``frozen``, and something differs from ``toolkit.lock``.
-        LimitError: The profile allows no more.
+        LimitError: The profile allows no more; BusyError where it will when others are over.
         UsageError: A secret would not reach the jobs.
         TrackingError: The MLflow store cannot be opened.
         BackendError: The engine is not there, or refuses.
     """
-    jobs = private_folder(prepared.workspace.jobs)
-    with _alone(jobs / "submit.lock"):
-        made = draft(prepared, statuses, how)
-        before = (made.folder / "chain.json").exists()
-        if not before:
-            if not made.backend.ordered:
-                keeping.require()
-            if made.profile.backend == "local":
-                secrets.check(made.profile.secrets, jobs)
-            limits.check(made)
-            tracking.check(Store.read(made.record["store"]))
-            _write(made)
+    with _alone(private_folder(prepared.workspace.jobs) / "submit.lock"):
+        made = _written(prepared, statuses, how, trial)
         hand_over(made.folder)
+    return made
+
+
+def submit_together(
+    plans: Sequence[tuple[Prepared, Sequence[StepStatus], TrialOf]], how: How, parallel: int
+) -> list[Submitted]:
+    """Submit trials of a sweep, as arrays where the engine takes some; what was cut off is gone on with.
+
+    Args:
+        plans: Of one workspace and profile.
+        how: How to run them.
+        parallel: How many tasks of an array may run at once.
+
+    Raises:
+        LimitError: The profile allows no more; BusyError where it will when others are over.
+        UsageError: A secret would not reach the jobs.
+        TrackingError: The MLflow store cannot be opened.
+        BackendError: The engine is not there, or refuses.
+    """
+    with _alone(private_folder(plans[0][0].workspace.jobs) / "submit.lock"):
+        made = [_written(prepared, done, how, trial) for prepared, done, trial in plans]
+        hand_over_array([one.folder for one in made], parallel)
+    return made
+
+
+def go_on(folders: Sequence[Path], parallel: int) -> None:
+    """Hand over chains that were written, where that was cut off.
+
+    Raises:
+        BackendError: The engine is not there, or refuses.
+    """
+    if folders:
+        with _alone(folders[0].parent / "submit.lock"):
+            hand_over_array(folders, parallel)
+
+
+def _written(
+    prepared: Prepared, statuses: Sequence[StepStatus], how: How, trial: TrialOf | None
+) -> Submitted:
+    """The chain on disk: a new one, or that of the same content which is not over."""
+    made = draft(prepared, statuses, how, trial)
+    before = (made.folder / "chain.json").exists()
+    if not before:
+        if not made.backend.ordered:
+            keeping.require()
+        if made.profile.backend == "local":
+            secrets.check(made.profile.secrets, made.folder.parent)
+        limits.check(made)
+        tracking.check(Store.read(made.record["store"]))
+        _write(made)
     return Submitted(made.folder, before)
 
 

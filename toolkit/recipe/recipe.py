@@ -14,7 +14,13 @@ from toolkit.recipe.model import ModelSection
 from toolkit.recipe.objectives import SCORED, TRAINED_ON, Objective
 from toolkit.recipe.quantize import QuantizeSection
 from toolkit.recipe.serve import ServeSection
+from toolkit.recipe.sweep import TRAIN_METRICS, SweepSection
 from toolkit.recipe.train import TrainSection
+from toolkit.registry import close_match
+from toolkit.strict import section_at
+
+NO_STEP = ("name", "description", "tracking", "sweep")
+"""Sections that change no step: nothing to sweep over."""
 
 ON = "tuned@"
 """How the name of an adapter on a quantized base begins."""
@@ -54,6 +60,8 @@ class Recipe(Section):
     """Which engine serves which models."""
     tracking: TrackingSection = TrackingSection()
     """MLflow store and experiment."""
+    sweep: SweepSection | None = None
+    """Values that `toolkit sweep` tries."""
 
     @property
     def subjects(self) -> tuple[str, ...]:
@@ -91,7 +99,54 @@ class Recipe(Section):
                     f"quantize has two models named {label!r}: give each a name of its own"
                 )
         self._names_exist()
+        if self.sweep:
+            self._sweep_fits(self.sweep)
         return self
+
+    def _sweep_fits(self, sweep: SweepSection) -> None:
+        for key in sweep.over:
+            parts = tuple(part for part in key.split(".") if not part.isdigit())
+            if parts[0] in NO_STEP:
+                raise ValueError(f"sweep.over: {key!r} changes no step")
+            for depth, part in enumerate(parts):
+                section = section_at(type(self), parts[:depth])
+                if section and part not in section.model_fields:
+                    near = close_match(part, section.model_fields)
+                    raise ValueError(f"sweep.over: {key!r} is not a key of a recipe{near}")
+        _ = self.swept
+
+    @property
+    def swept(self) -> tuple[str, str]:
+        """What a sweep looks at: a step, and one of its metrics.
+
+        Raises:
+            ValueError: There is no such thing in this recipe.
+        """
+        metric, of = (self.sweep.metric, self.sweep.of) if self.sweep else (None, None)
+        scores = self.evaluate.metrics if self.evaluate else ()
+        if of is None and metric in TRAIN_METRICS and self.train:
+            return "train", metric
+        if not scores:
+            if self.train is None or of is not None:
+                raise ValueError("sweep needs an evaluate section: there is nothing to compare")
+            if metric is not None:
+                raise ValueError(
+                    f"sweep.metric is {metric!r}, but there is no evaluate section, and the train "
+                    f"step has {', '.join(TRAIN_METRICS)}{close_match(metric, TRAIN_METRICS)}"
+                )
+            return "train", "heldout_loss"
+        if metric is not None and metric not in scores:
+            near = close_match(metric, (*scores, *TRAIN_METRICS))
+            raise ValueError(
+                f"sweep.metric is {metric!r}, but evaluate.metrics has {', '.join(scores)}{near}"
+            )
+        tuned = [name for name in ("tuned", "merged") if name in self.evaluated]
+        subject = of or next((name for name in (*tuned, *self.evaluated)), "base")
+        if subject not in self.evaluated:
+            raise ValueError(
+                f"sweep.of names {subject!r}, but evaluated are {', '.join(self.evaluated)}"
+            )
+        return f"evaluate-{subject}", metric or scores[0]
 
     @property
     def objective(self) -> Objective:

@@ -27,6 +27,7 @@ EXAMPLES: Mapping[str, list[Any]] = {
     "train.lora.targets": [["q_proj", "v_proj"]],
     "evaluate.metrics": [["exact_match", "metrics.py:close_enough"]],
     "evaluate.gates": [[{"of": "gptq", "metric": "exact_match", "max_drop": 0.03}]],
+    "sweep.over": [{"train.lora.rank": [8, 16, 32], "train.learning_rate": [1e-4, 1e-3]}],
     "serve.adapters": [[{"name": "support", "path": "./adapters/support"}]],
 }
 """Examples by key; editors offer them."""

@@ -171,8 +171,8 @@ class TrackedRun:
         """
         self._close("leave", status=status)
 
-    def _end(self, status: str) -> None:
-        self._close("finish", status=status, ms=_now_ms())
+    def _end(self, status: str, at: float | None = None) -> None:
+        self._close("finish", status=status, ms=_now_ms() if at is None else int(at * 1000))
 
     def _close(self, word: str, **values: Any) -> None:
         if self._finished:
@@ -210,21 +210,22 @@ class RecipeRun(TrackedRun):
         tags: Mapping[str, str],
         *,
         key: str | None = None,
+        name: str | None = None,
     ) -> Self:
-        """Open the parent run of ``recipe`` (the resolved recipe, as JSON values).
+        """Open the parent run of ``recipe`` (the resolved recipe, as JSON values), named ``name`` or as the recipe.
 
         With ``key`` other processes can go on with it, and a second try at opening it finds the first one.
 
         Raises:
             TrackingError: The store did not take the run.
         """
-        name = str(recipe.get("name", recipe_path.stem))
+        title = str(recipe.get("name", recipe_path.stem))
         own = {
             "toolkit.kind": "recipe",
-            "toolkit.recipe": name,
+            "toolkit.recipe": title,
             "mlflow.source.name": str(recipe_path),
         }
-        run = cls(store, experiment, name, own | dict(tags), key, again=key is not None)
+        run = cls(store, experiment, name or title, own | dict(tags), key, again=key is not None)
         if run._forwarder.wait_for_run(START_S) is None:
             run._abandon()
         run.params(recipe)
@@ -251,9 +252,9 @@ class RecipeRun(TrackedRun):
         if cached:
             self.tag({f"toolkit.cached.{step}": "true"})
 
-    def end(self, status: str) -> None:
-        """End the run, whatever became of the whole: ``FINISHED``, ``FAILED``, ``KILLED``."""
-        self._end(status)
+    def end(self, status: str, at: float | None = None) -> None:
+        """End the run, whatever became of the whole: ``FINISHED``, ``FAILED``, ``KILLED``; now, or as of a time."""
+        self._end(status, at)
 
     def _replay(self) -> threading.Thread:
         """Deliver in the background what ended runs left behind."""
@@ -263,9 +264,9 @@ class RecipeRun(TrackedRun):
         thread.start()
         return thread
 
-    def _end(self, status: str) -> None:
+    def _end(self, status: str, at: float | None = None) -> None:
         self._replay().join(CLOSE_S)  # short steps end before MLflow is imported
-        super()._end(status)
+        super()._end(status, at)
 
     def _abandon(self) -> None:
         cause = self.lost or f"no answer in {START_S:g} s"
