@@ -406,7 +406,7 @@ def engine(tmp_path, monkeypatch):
     monkeypatch.setattr(planning, "prepare", made.prepare)
     monkeypatch.setattr(driving, "submit_together", made.submit_together)
     monkeypatch.setattr(driving, "go_on", lambda folders, _: made.handed_over.extend(folders))
-    monkeypatch.setattr(driving.keeping, "ensure", lambda _: None)
+    monkeypatch.setattr(driving.keeper_process, "ensure", lambda _: None)
     monkeypatch.setattr(driving, "settle", lambda _: None)
     return made
 
@@ -546,7 +546,7 @@ def test_all_failed_is_a_failed_sweep_and_retry_starts_them_again(engine, folder
     assert actions.retry(folder) == [1, 2, 3]
     assert states(folder) == ["queued"] * 3
     retried = []
-    monkeypatch.setattr(driving.orders, "retry", lambda _, chain: retried.append(chain["id"]))
+    monkeypatch.setattr(driving.actions, "retry", lambda _, chain: retried.append(chain["id"]))
     turn(driver(folder))
     assert retried == [one.chain for one in folder.trials[:2]]
     assert engine.submitted == [1, 2, 3]  # their chains go on: nothing is submitted anew
@@ -629,7 +629,7 @@ def test_a_cancelled_sweep_ends_its_chains_and_starts_no_more(engine, folder, mo
         for trial in folder.trials[:2]:
             engine.end(trial, None, "cancelled")
 
-    monkeypatch.setattr(driving.orders, "cancel", cancel)
+    monkeypatch.setattr(driving.actions, "cancel", cancel)
     write(folder.path / "cancelled.json", {"at": time.time()})
     drives.run()
     assert cancelled.keys() == running
