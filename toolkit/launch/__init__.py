@@ -18,6 +18,7 @@ In the order of a job's life::
     submit.py    dispatch.py arrays.py         on disk first, then to the engine
     keeper.py    supervise.py  keeper_process.py  who does it for engines that keep no order; how that is started
     shim.py      ending.py   causes.py  retries.py  starts the worker on a node, and says why it ended
+    detached.py                                starts keepers and drivers of sweeps so that they outlive us
     in_job.py                                  what the worker does more as a job
     folder.py    report.py   states.py  logs.py  costs.py  what is known of jobs
     actions.py   settle.py                     find, cancel, retry; the end of a chain

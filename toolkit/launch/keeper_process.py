@@ -14,14 +14,13 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 from toolkit import resources
 from toolkit.engines.guard import processes
 from toolkit.errors import NotInstalledError
-from toolkit.launch import causes
+from toolkit.launch import causes, detached
 from toolkit.launch.locks import is_held
 from toolkit.workspace import private_folder
 
@@ -69,25 +68,16 @@ def ensure(jobs: Path) -> bool:
     if is_held(folder / "lock"):
         return False
     _started[:] = [one for one in _started if one.poll() is None]
-    with (folder / "log.txt").open("ab") as log:
-        started = subprocess.Popen(
-            [sys.executable, "-P", "-m", "toolkit.launch.keeper", str(jobs)],
-            env=os.environ | {"PYTHONPATH": _path(jobs)},
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+    code, log = _code(jobs), folder / "log.txt"
+    started = detached.start("toolkit.launch.keeper", jobs, code=code, cwd=folder, log=log)
     _started.append(started)
     return True
 
 
-def _path(jobs: Path) -> str:
-    """The newest kept code first: what is edited in a checkout changes no keeper that runs."""
+def _code(jobs: Path) -> Path:
+    """The newest kept code: what is edited in a checkout changes no keeper that runs."""
     kept = sorted((jobs / "code").glob("*/toolkit"), key=lambda path: path.stat().st_mtime)
-    first = kept[-1].parent if kept else resources.PACKAGE.parent
-    return os.pathsep.join((str(first), *filter(None, [os.environ.get("PYTHONPATH")])))
+    return kept[-1].parent if kept else resources.PACKAGE.parent
 
 
 def environ(jobs: Path) -> tuple[int, dict[str, str]] | None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from toolkit import errors, resources
-from toolkit.launch import causes
+from toolkit.launch import causes, detached
 from toolkit.launch.folder import write
 from toolkit.launch.locks import is_held
 from toolkit.launch.states import State
@@ -44,18 +42,13 @@ def ensure(folder: SweepFolder) -> None:
             f"look into {folder.path / 'driver.log'}",
         )
     there = Path(folder.asked["cwd"])  # a relative tracking.uri starts there
-    path = (str(resources.PACKAGE.parent), os.environ.get("PYTHONPATH", ""))
-    with (folder.path / "driver.log").open("ab") as log:
-        started = subprocess.Popen(
-            [sys.executable, "-P", "-m", "toolkit.sweep.driver", str(folder.path)],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))},
-            cwd=there if there.is_dir() else folder.path,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    _started[folder.id] = started
+    _started[folder.id] = detached.start(
+        "toolkit.sweep.driver",
+        folder.path,
+        code=resources.PACKAGE.parent,
+        cwd=there if there.is_dir() else folder.path,
+        log=folder.path / "driver.log",
+    )
 
 
 def go_on(folder: SweepFolder) -> None:
