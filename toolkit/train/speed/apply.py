@@ -87,7 +87,8 @@ def _group(members: list[Any], kind: str, name: str) -> Group:
 class Speed:
     """The fast path of one model: its layers, what they keep, and its loss.
 
-    ``say`` takes a line for the user: when compiling begins, for it takes its time, and when the compiler fails.
+    ``say``, on the rank that speaks, takes a line for the user: when compiling begins, for it takes its time, and when
+    the compiler fails.
     """
 
     def __init__(self, model: Any, section: TrainSection, choice: Choice, kind: str) -> None:
@@ -103,7 +104,7 @@ class Speed:
         self.planned = 0  # tokens of the largest micro-batch so far
         self.keep: list[Keep] = []
         self.gave_up: str | None = None
-        self.say: Callable[[str], None] = lambda _text: None
+        self.say: Callable[[str], None] | None = None
         if choice.packs:
             causal.set_attn_implementation(attention.register())
         # without it the first layer, whose input needs no gradient, would be compiled apart
@@ -141,7 +142,7 @@ class Speed:
         """Choose what layers keep, by the memory that is free, and compile; again for more tokens."""
         if tokens <= self.planned:
             return
-        if not self.planned:
+        if self.say and not self.planned:
             self.say(compiling())
         self.planned = tokens
         keep = self._keep(tokens)
@@ -203,7 +204,8 @@ class Speed:
                 return compiled(*args, **kwargs)
             except torch._dynamo.exc.TorchDynamoException as error:
                 self.gave_up = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-                self.say(f"the compiler failed, layers run slower without it: {self.gave_up}")
+                if self.say:
+                    self.say(f"the compiler failed, layers run slower without it: {self.gave_up}")
                 return kept(*args, **kwargs)
 
         return forward
