@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,7 +35,7 @@ def adapter_effect(engine: Engine, row: TokenRow, start: Mapping[str, Any] | Non
         start: A and B before the first step, where B was not zero.
 
     Raises:
-        StepFailedError: The adapter is as it started, or changes no logit.
+        StepFailedError: The adapter is as it started, or changes no logit, or makes one that is no number.
     """
     products = {
         name.replace(".default.", "."): weight
@@ -51,6 +52,11 @@ def adapter_effect(engine: Engine, row: TokenRow, start: Mapping[str, Any] | Non
         adapted = engine.call(row_logits, row)
         plain = engine.call(_as_it_started, row, start)
     effect = float((adapted - plain).abs().max())
+    if not math.isfinite(effect):
+        raise StepFailedError(
+            f"with the trained adapter a logit differs from its base by {effect}",
+            "lower train.learning_rate, and look at loss and grad_norm in metrics.jsonl",
+        )
     if effect == 0:
         raise StepFailedError(
             "the trained adapter changes no logit of its base",
