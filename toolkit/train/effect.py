@@ -46,7 +46,8 @@ def adapter_effect(engine: Engine, row: TokenRow, start: Mapping[str, Any] | Non
         where = "where they started" if start else "at zero"
         raise StepFailedError(
             f"training left all {len(products)} adapter matrices B {where}: it does nothing",
-            "look at the learning rate, the number of steps and the loss in metrics.jsonl",
+            "look at the learning rate, the number of steps and the loss in metrics.jsonl; with grpo at "
+            "reward_std: answers that are all rated alike teach nothing",
         )
     with engine.scoring():
         adapted = engine.call(row_logits, row)
