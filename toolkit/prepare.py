@@ -77,6 +77,15 @@ class Prepared:
         )
 
     @property
+    def speed_said(self) -> str | None:
+        """By which path training computes, the key that decides it, and why; for people."""
+        train = self.loaded.recipe.train
+        if train is None or self.speed is None:
+            return None
+        key = " (train.speed: auto)" if train.speed == "auto" else ""
+        return f"trained by the {self.speed.path} path{key}: {self.speed.reason}"
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """Verdicts that something works, but not as one may think, each with its fix."""
         return tuple(str(v) for v in self.verdicts if v.outcome is Outcome.warn)
@@ -190,7 +199,7 @@ def examine(
     facts = replace(facts, ranks=launch.ranks)
     verdicts = tuple(preflight.check(loaded.recipe, facts))
     takes = forecasts(loaded.recipe, facts)
-    speed = speed_of(loaded, facts, where.device, gpu)
+    speed = speed_of(loaded, facts, where.device)
     chosen = (choice, launch, shared, speed, where)
     unknown = no_forecast(loaded.recipe, facts)
     return Prepared(loaded, plan, space, where.device, resolved, verdicts, takes, unknown, *chosen)
@@ -222,12 +231,12 @@ def gpu_of(profile: profiles.Profile) -> GpuFacts | None:
     return described(**profile.gpu.model_dump()) if profile.gpu else ask_driver()
 
 
-def speed_of(loaded: Loaded, facts: Facts, device: str, gpu: GpuFacts | None) -> fast.Choice | None:
+def speed_of(loaded: Loaded, facts: Facts, device: str) -> fast.Choice | None:
     """How training would be computed, by the rules that the worker decides by."""
     section = loaded.recipe.train
     if section is None:
         return None
-    here = fast.Machine(device, gpu.capability if gpu else None, gpu.count if gpu else 1)
+    here = fast.Machine(device, facts.capability, facts.ranks)
     return fast.choose(section, facts.base.config if facts.base else None, here)
 
 

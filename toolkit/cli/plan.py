@@ -71,8 +71,8 @@ def plan(
     render.table(("step", "state", "why", "environment", "fingerprint"), rows)
     if prepared.memory_unknown:
         render.say(prepared.memory_unknown)
-    if prepared.speed:
-        render.say(f"trained by the {prepared.speed.path} path: {prepared.speed.reason}")
+    if prepared.speed_said:
+        render.say(prepared.speed_said)
     if prepared.choice:
         render.say(f"served by {prepared.choice.engine}: {prepared.choice.reason}")
     for text in filter(None, map(_counted, statuses)):

@@ -245,6 +245,8 @@ def build(
     model = build_model(
         base.path, config, numerics, ctx.device, base.facts, place=place, start=start
     )
+    if ctx.speaks and (speed := getattr(model, "speed", None)):
+        speed.say = ctx.note
     if saved is not None:
         checkpoint.load_weights(saved, model)
     engine = kind(model, config, numerics, ranks)
