@@ -17,7 +17,7 @@ from toolkit.observe import observe
 from toolkit.plan import Observed, Plan, make_plan
 from toolkit.preflight import Facts, Outcome, Verdict, gather_here
 from toolkit.preflight.gpu import GpuFacts, ask_driver, described
-from toolkit.preflight.memory import StepMemory, forecasts
+from toolkit.preflight.memory import StepMemory, forecasts, no_forecast
 from toolkit.recipe.load import Loaded, load
 from toolkit.survey import StepStatus, survey
 from toolkit.train.parallel import choose
@@ -43,6 +43,8 @@ class Prepared:
     """What preflight said: one verdict for each rule that was silent, and one for each finding."""
     memory: tuple[StepMemory, ...] = ()
     """Forecast of every step that puts a model on the GPU."""
+    memory_unknown: str | None = None
+    """Why there is no forecast though a model goes onto a GPU."""
     choice: auto.Choice | None = None
     """What ``serve.engine: auto`` came to; ``loaded`` and ``plan`` have it in place of ``auto``."""
     launch: Launch = field(default_factory=Launch)
@@ -199,7 +201,8 @@ def examine(
     takes = forecasts(loaded.recipe, facts)
     speed = speed_of(loaded, facts, where.device)
     chosen = (choice, launch, shared, speed, where)
-    return Prepared(loaded, plan, space, where.device, resolved, verdicts, takes, *chosen)
+    unknown = no_forecast(loaded.recipe, facts)
+    return Prepared(loaded, plan, space, where.device, resolved, verdicts, takes, unknown, *chosen)
 
 
 def launch_of(profile: profiles.Profile, gpu: GpuFacts | None) -> Launch:

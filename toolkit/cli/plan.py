@@ -48,6 +48,7 @@ def plan(
                 "training": _training(prepared),
                 "warnings": prepared.warnings,
                 "preflight": [verdict.as_json() for verdict in prepared.verdicts],
+                "memory_unknown": prepared.memory_unknown,
                 "memory": [one.as_json() for one in prepared.memory],
                 "steps": [_described(s, prepared) for s in statuses],
             }
@@ -68,6 +69,8 @@ def plan(
         for s in statuses
     ]
     render.table(("step", "state", "why", "environment", "fingerprint"), rows)
+    if prepared.memory_unknown:
+        render.say(prepared.memory_unknown)
     if prepared.speed_said:
         render.say(prepared.speed_said)
     if prepared.choice:
