@@ -235,6 +235,11 @@ def _show_probe(facts: dict[str, Any]) -> None:
         ("part", "forecast GiB"), [(name, gib(size)) for name, size in facts["parts_bytes"].items()]
     )
     seen = facts["measured_bytes"]
-    measured = f"measured {gib(seen)} of {gib(facts['gpu_bytes'])}" if seen else "no GPU to measure"
+    measured = "no GPU to measure"
+    if seen:  # the driver knows no owners in a container
+        measured = (
+            f"measured {gib(seen)} of {gib(facts['gpu_bytes'])} GiB in use on the GPU, by other programs too; "
+            f"{gib(facts['reserved_bytes'])} by PyTorch's allocator"
+        )
     expected = f"{gib(facts['total_bytes'])} GiB" if facts["total_bytes"] else "nothing"
     render.say(f"two steps of {facts['batch']}: forecast {expected}, {measured}")

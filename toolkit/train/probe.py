@@ -56,7 +56,7 @@ def probe(given: TrainConfig, numerics: Numerics, ranks: Ranks, ctx: StageContex
 
 
 def _peaks() -> dict[str, int]:
-    """Bytes: by tensors, by the allocator, and on the device, the CUDA context among them."""
+    """Bytes: by tensors, by the allocator, and on the device: CUDA's context and other programs among them."""
     import torch
 
     if not torch.cuda.is_available():
@@ -80,5 +80,6 @@ def _facts(takes: training.Setup | None, peaks: dict[str, int], shown: str) -> d
         "parts_bytes": {part.name: part.bytes for part in said.parts} if said else {},
         "total_bytes": said.total if said else None,
         "measured_bytes": peaks.get("device"),
+        "reserved_bytes": peaks.get("reserved"),
         "gpu_bytes": gpu_bytes(),
     }
