@@ -9,9 +9,8 @@ import pytest
 collect_ignore_glob = [] if find_spec("torch") else ["in_*"]
 
 LONGEST = (
-    "test_contract.py",
     "test_recipe_to_served.py",
-    "test_tutorial.py",
+    "test_contract.py",
     "test_chaos.py",
     "test_chaos_with_vllm.py",
     "test_proofs_with_vllm.py",
