@@ -15,6 +15,14 @@ LONGEST = (
     "test_chaos_with_vllm.py",
     "test_proofs_with_vllm.py",
     "test_preflight_agrees_with_vllm.py",
+    # of the train environment
+    "test_ranks.py",
+    "test_out_of_memory_on_ranks.py",
+    "test_objectives_on_ranks.py",
+    "test_objectives.py",
+    "test_fetch_gguf.py",
+    "test_training_benchmark.py",
+    "test_launch.py",
 )
 """Files of minutes each. A worker takes a whole file: these go first, so that none of them is left for the end."""
 
