@@ -68,7 +68,7 @@ check: setup ## format, lint, types, fast tests: under two minutes
 	@$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy --num-workers $(CORES)
-	$(BIN)/pytest -q -n $$(($(CORES) + 1)) --dist loadfile -m "not integration and not gpu" $(CORE_TESTS)
+	$(BIN)/pytest -q -n $$(($(CORES) + 1)) --dist loadfile --no-loadscope-reorder -m "not integration and not gpu" $(CORE_TESTS)
 
 # For the tests of the kernels of training, which Triton interprets; no environment on a CPU needs it.
 $(VENV)/triton: $(VENV)/.uv $(LOCKS)/train-cuda.txt
