@@ -17,7 +17,7 @@ from toolkit.observe import observe
 from toolkit.plan import Observed, Plan, make_plan
 from toolkit.preflight import Facts, Outcome, Verdict, gather_here
 from toolkit.preflight.gpu import GpuFacts, ask_driver, described
-from toolkit.preflight.memory import StepMemory, forecasts
+from toolkit.preflight.memory import StepMemory, forecasts, no_forecast
 from toolkit.recipe.load import Loaded, load
 from toolkit.survey import StepStatus, survey
 from toolkit.train.parallel import choose
@@ -43,6 +43,8 @@ class Prepared:
     """What preflight said: one verdict for each rule that was silent, and one for each finding."""
     memory: tuple[StepMemory, ...] = ()
     """Forecast of every step that puts a model on the GPU."""
+    memory_unknown: str | None = None
+    """Why there is no forecast though a model goes onto a GPU."""
     choice: auto.Choice | None = None
     """What ``serve.engine: auto`` came to; ``loaded`` and ``plan`` have it in place of ``auto``."""
     launch: Launch = field(default_factory=Launch)
@@ -73,6 +75,15 @@ class Prepared:
             f"{each * self.launch.ranks} sequences ({train.batch_size} a pass * "
             f"{train.gradient_accumulation} * {self.launch.ranks})"
         )
+
+    @property
+    def speed_said(self) -> str | None:
+        """By which path training computes, the key that decides it, and why; for people."""
+        train = self.loaded.recipe.train
+        if train is None or self.speed is None:
+            return None
+        key = " (train.speed: auto)" if train.speed == "auto" else ""
+        return f"trained by the {self.speed.path} path{key}: {self.speed.reason}"
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -188,9 +199,10 @@ def examine(
     facts = replace(facts, ranks=launch.ranks)
     verdicts = tuple(preflight.check(loaded.recipe, facts))
     takes = forecasts(loaded.recipe, facts)
-    speed = speed_of(loaded, facts, where.device, gpu)
+    speed = speed_of(loaded, facts, where.device)
     chosen = (choice, launch, shared, speed, where)
-    return Prepared(loaded, plan, space, where.device, resolved, verdicts, takes, *chosen)
+    unknown = no_forecast(loaded.recipe, facts)
+    return Prepared(loaded, plan, space, where.device, resolved, verdicts, takes, unknown, *chosen)
 
 
 def launch_of(profile: profiles.Profile, gpu: GpuFacts | None) -> Launch:
@@ -219,12 +231,12 @@ def gpu_of(profile: profiles.Profile) -> GpuFacts | None:
     return described(**profile.gpu.model_dump()) if profile.gpu else ask_driver()
 
 
-def speed_of(loaded: Loaded, facts: Facts, device: str, gpu: GpuFacts | None) -> fast.Choice | None:
+def speed_of(loaded: Loaded, facts: Facts, device: str) -> fast.Choice | None:
     """How training would be computed, by the rules that the worker decides by."""
     section = loaded.recipe.train
     if section is None:
         return None
-    here = fast.Machine(device, gpu.capability if gpu else None, gpu.count if gpu else 1)
+    here = fast.Machine(device, facts.capability, facts.ranks)
     return fast.choose(section, facts.base.config if facts.base else None, here)
 
 

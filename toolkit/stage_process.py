@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit import errors
+from toolkit.environments import compiled
 from toolkit.errors import StepFailedError
 from toolkit.stages import Interpreter
 from toolkit.tracking import Store
@@ -120,11 +121,21 @@ def _environ(interpreter: Interpreter, spec: StepSpec) -> dict[str, str]:
     environ = interpreter.environ()
     own, _, others = environ["PATH"].partition(os.pathsep)
     path = os.pathsep.join((own, str(Path(sys.executable).parent), others))
-    return environ | {
+    return {
+        **_caches(interpreter, spec),
+        **environ,
         "PATH": path,
         "TOOLKIT_PARENT": str(os.getpid()),
         "MLFLOW_TRACKING_URI": Store.read(spec.store).uri,
     }
+
+
+def _caches(interpreter: Interpreter, spec: StepSpec) -> dict[str, str]:
+    """Where the stage keeps what it compiles. The core compiles nothing; its engines have folders of their own."""
+    if next(iter(spec.environments)) == "core":
+        return {}
+    folder = compiled.folder(interpreter)
+    return compiled.variables(folder) if folder else {}
 
 
 def _follow(

@@ -12,7 +12,9 @@
     └── servers/                             detached servers
     <cache>/                        $TOOLKIT_CACHE, $XDG_CACHE_HOME/toolkit or ~/.cache/toolkit
     ├── environments/<name>-<digest>/        built from lock files
-    ├── compiled/<name>-<digest>/            what engines compile, by environment
+    ├── compiled/<name>-<digest>/            what stages and engines compile, by environment
+    ├── matmul-peaks/                        how fast GPUs multiply (train/watch/peak.py)
+    ├── guards/                              engines that run (engines/orphans.py)
     └── digests.db                           sha256 of files that did not change
 """
 

@@ -90,3 +90,5 @@ def _fill(module: Any, device: str, dtype: Any) -> None:
     if any(b.device.type == "meta" for b in module._buffers.values() if b is not None):
         with torch.device(device):
             module._buffers.update(type(module)(config=module.config)._buffers)  # rotary tables
+    for name, buffer in module._buffers.items():  # Unsloth makes its tables on the CPU
+        module._buffers[name] = None if buffer is None else buffer.to(device)

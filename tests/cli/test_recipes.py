@@ -108,6 +108,19 @@ def test_a_stage_names_what_a_profile_promised_and_is_not_there(toolkit, tmp_pat
     assert "train (not there)" in out
 
 
+def test_plan_says_that_it_cannot_tell_the_memory_yet(toolkit, tmp_path):
+    toolkit("init", "first.yaml")
+    (tmp_path / "gpu.yaml").write_text(
+        "name: gpu\naccelerator: cuda\ngpu: {memory_gib: 10, capability: 9.0, count: 1}\n"
+    )
+    _, out, _ = toolkit("plan", "first.yaml", "--on", "./gpu.yaml")
+    assert "no forecast of memory yet: the base is not fetched" in out
+    _, out, _ = toolkit("plan", "first.yaml", "--on", "./gpu.yaml", "--json")
+    assert json.loads(out)["memory_unknown"].startswith("no forecast of memory yet")
+    _, out, _ = toolkit("plan", "first.yaml", "--on", "local-cpu")
+    assert "no forecast" not in out
+
+
 def test_only_names_what_is_not_done(toolkit):
     toolkit("init", "first.yaml")
     code, _, err = toolkit("train", "first.yaml", "--on", "local-cpu", "--only")

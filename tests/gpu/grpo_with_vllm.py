@@ -81,11 +81,18 @@ def case(root: Path, inputs: dict[str, Input], rollout: str) -> dict[str, Any]:
         return {"rollout": rollout, "error": f"{type(error).__name__}: {error}"}
     lines = [json.loads(x) for x in (ctx.output / "metrics.jsonl").read_text().splitlines()]
     rewards = [line["metrics"]["reward"] for line in lines if "reward" in line["metrics"]]
+    apart = [
+        line["metrics"]["sampling_sampling_logp_difference_mean"]
+        for line in lines
+        if "sampling_sampling_logp_difference_mean" in line["metrics"]
+    ]
     times = [line["time"] for line in lines]
     return {
         "rollout": rollout,
         "first_reward": round(sum(rewards[:3]) / 3, 4),
         "last_reward": round(sum(rewards[-3:]) / 3, 4),
+        "first_logp_difference": round(sum(apart[:3]) / 3, 4),
+        "last_logp_difference": round(sum(apart[-3:]) / 3, 4),
         "seconds_per_step": round((times[-1] - times[2]) / (len(times) - 3), 3),
         "seconds": round(time.perf_counter() - started, 1),
     }

@@ -20,13 +20,14 @@ def test_it_is_a_valid_recipe_with_a_schema_line(name: str) -> None:
     assert text.startswith("# yaml-language-server: $schema=../recipe.schema.json\n")
 
 
-def test_the_qlora_recipe_differs_only_in_name_and_method() -> None:
+def test_the_qlora_recipe_differs_only_in_name_method_and_epochs() -> None:
     lora, qlora = (
         yaml.safe_load((FOLDER / name).read_text())
         for name in ("tickets.yaml", "tickets-qlora.yaml")
     )
     assert qlora["train"].pop("method") == "qlora"
     assert lora["train"].pop("method") == "lora"
+    assert (lora["train"].pop("epochs"), qlora["train"].pop("epochs")) == (1, 2)
     for key in ("name", "description"):
         assert lora.pop(key) != qlora.pop(key)
     assert lora == qlora

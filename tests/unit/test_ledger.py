@@ -41,6 +41,12 @@ def test_dropped_rows_above_the_budget_stop_the_run_with_counts_and_examples():
     )
 
 
+def test_no_budget_above_all_rows_is_proposed():
+    with pytest.raises(DataError) as error:
+        ledger(too_long=100).check_budgets(0.05, 0.0)  # two are unreadable
+    assert error.value.hint == "mend the rows, or raise model.max_length: none is left"
+
+
 def test_truncated_rows_above_the_budget_stop_the_run():
     book = ledger(truncated=1, examples={"truncated": ["a.jsonl:3: 600 tokens"]})
     with pytest.raises(DataError) as error:

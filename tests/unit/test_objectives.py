@@ -14,7 +14,7 @@ from toolkit.recipe.objectives import GrpoSection
 from toolkit.recipe.recipe import Recipe
 from toolkit.recipe.train import TrainSection
 from toolkit.survey import StepStatus
-from toolkit.train import rollout as rollouts
+from toolkit.train import vllm_rollout
 from toolkit.train.objectives import OBJECTIVES
 from toolkit.train.rollout import choose_rollout
 
@@ -158,6 +158,10 @@ def test_rollouts_are_vllms_where_it_can_and_the_models_own_elsewhere():
     assert choose_rollout(grpo("auto"), "cuda", "0.26.0").vllm
     assert choose_rollout(grpo("vllm"), "cuda", "0.31.1+cu130").vllm
     assert not choose_rollout(grpo("transformers"), "cuda", "0.26.0").vllm
+    assert "loads the adapter" in str(choose_rollout(grpo("auto"), "cuda", "0.26.0"))
+    summed = choose_rollout(grpo("auto", lora={"init": "pissa"}), "cuda", "0.26.0")
+    assert summed.vllm
+    assert "is sent all weights" in str(summed)
     for device, installed, changes, why in (
         ("cpu", "0.26.0", {}, "no GPU"),
         ("cuda", None, {}, "not in the training environment"),
@@ -181,6 +185,6 @@ def test_vllm_samples_without_flashinfer_where_that_is_not_installed(
     monkeypatch, installed, environ, wanted
 ):
     """It would import FlashInfer unasked: ModuleNotFoundError after a minute of loading, on a real H200."""
-    monkeypatch.setattr(rollouts, "find_spec", lambda name: installed)
-    rollouts.prepare_vllm(environ)
+    monkeypatch.setattr(vllm_rollout, "find_spec", lambda name: installed)
+    vllm_rollout.prepare(environ)
     assert environ.get("VLLM_USE_FLASHINFER_SAMPLER") == wanted

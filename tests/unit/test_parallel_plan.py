@@ -92,5 +92,5 @@ def test_plan_shows_it(folder):
         "parallel": "ddp",
         "reason": "nothing has to be shared out on a CPU",
         "effective_batch": 16,
-        "speed": {"fast": False, "packs": False, "reason": "there is no GPU"},
+        "speed": {"fast": False, "packs": False, "reason": "there is no GPU", "certain": True},
     }

@@ -82,6 +82,7 @@ WRONG = {
     "PiSSA in shards": (DATA | {"train": {"parallel": "fsdp", "lora": {"init": "pissa"}}}, "lora.init is 'pissa', but parallel is 'fsdp': how the adapter starts is made from whole weights; take parallel: ddp or zero2, or lora.init: default"),
     "PiSSA on 8 bits": (DATA | {"train": {"base_precision": "fp8", "lora": {"init": "pissa"}}}, "base_precision is 'fp8', but lora.init is 'pissa': what PiSSA leaves of the base is not what is served in FP8; take lora.init: default"),
     "PiSSA on 4 bits": (DATA | {"train": {"method": "qlora", "lora": {"init": "pissa_niter_4"}}}, "lora.init is 'pissa_niter_4', but method is 'qlora': PiSSA changes weights that are 4-bit codes there; take lora.init: loftq, or method: lora"),
+    "endless rate": (DATA | {"train": {"learning_rate": float("inf")}}, "Input should be a finite number"),
     "port": ({"serve": {"port": 70000}}, "Input should be less than or equal to 65535"),
     "engine": ({"serve": {"engine": "tgi"}}, "Input should be 'auto', 'vllm' or 'sglang'"),
     "unknown": ({"sreve": {}}, "Extra inputs are not permitted"),

@@ -48,6 +48,7 @@ def test_it_gets_the_arguments_that_it_takes(reward):
         ("def f(completions): return ['good', 1]", "returned 'good' for answer 0"),
         ("def f(completions): return 1", "raised TypeError"),
         ("def f(completions):\n    raise ValueError('no')", r"raised ValueError: no \(line 3\)"),
+        ("def f(completions): raise SystemExit(3)", r"raised SystemExit: 3 \(line"),
         ("def f(completions, taste): return [0, 0]", "raised TypeError.*taste"),
     ],
 )

@@ -23,7 +23,28 @@ def reason(section=None, config=LLAMA, machine=HOPPER):
 def test_a_known_architecture_on_a_gpu_takes_the_fast_path():
     path, why = reason()
     assert path == "fast"
-    assert "packed rows apart by cumulative lengths" in why
+    assert why == (
+        "layers compiled with the adapter inside, a loss that never holds all logits, "
+        "packed rows kept apart without a mask"
+    )
+
+
+def test_what_is_not_known_yet_is_said():
+    section = TrainSection(packing=False)
+    parts = "layers compiled with the adapter inside, a loss that never holds all logits"
+    unfetched = choose(section, None, HOPPER)
+    assert unfetched.fast
+    assert not unfetched.certain
+    assert unfetched.reason == (
+        f"{parts}; not certain before the base is fetched: some architectures take the plain path"
+    )
+    silent = choose(section, LLAMA, Machine("cuda"))
+    assert not silent.certain
+    assert silent.reason == (
+        f"{parts}; not certain without gpu.capability in the profile: bf16 begins with 8.0"
+    )
+    assert choose(section, LLAMA, HOPPER).certain
+    assert choose(section, None, Machine("cpu")).certain
 
 
 @pytest.mark.parametrize(
@@ -32,15 +53,17 @@ def test_a_known_architecture_on_a_gpu_takes_the_fast_path():
         ({"speed": "plain"}, LLAMA, HOPPER, "train.speed says so"),
         ({}, LLAMA, Machine("cpu"), "there is no GPU"),
         ({}, LLAMA, Machine("cuda", 7.5), "the GPU's compute capability is 7.5, and bf16 begins with 8.0"),
-        ({"precision": "fp32"}, LLAMA, HOPPER, "train.precision is fp32"),
+        ({"precision": "fp32"}, LLAMA, HOPPER, "train.precision is fp32, and the fast path computes in bf16"),
+        ({"objective": "orpo"}, LLAMA, HOPPER, "train.objective is orpo, and the fast path is for sft"),
         ({"method": "full"}, LLAMA, HOPPER, "train.method is full, and the fast path is for adapters"),
         (
             {},
             {"architectures": ["MambaForCausalLM"]},
             HOPPER,
-            "the architecture MambaForCausalLM is not among those it is tested with",
+            "the fast path is not tested with MambaForCausalLM",
         ),
-        ({}, LLAMA | {"quantization_config": {"quant_method": "gptq"}}, HOPPER, "the base is quantized already"),
+        ({}, LLAMA | {"quantization_config": {"quant_method": "gptq"}}, HOPPER,
+         "the base is quantized already, and the fast path takes none that is"),
     ],
 )  # fmt: skip
 def test_anything_else_falls_back_and_says_why(changes, config, machine, why):
@@ -126,14 +149,19 @@ def test_the_plan_says_which_path_and_why(tmp_path, monkeypatch):
     workspace = ["--workspace", str(tmp_path / "runs")]
     profiles = {"cpu": "name: cpu\naccelerator: cpu\n"}
     profiles["cuda"] = "name: gpu\naccelerator: cuda\ngpu: {memory_gib: 80, capability: 9.0}\n"
+    nodes = "nodes: {count: 2, rendezvous: head:29400}\n"
+    profiles["nodes"] = profiles["cuda"].replace("name: gpu", "name: nodes") + nodes
     said = {}
     for name, text in profiles.items():
         file = tmp_path / f"{name}.yaml"
         file.write_text(text)
+        given = ["--set", "train.parallel=fsdp"] if name == "nodes" else []
         done = CliRunner().invoke(
-            command_line, ["plan", str(recipe), "--on", str(file), *workspace]
+            command_line, ["plan", str(recipe), "--on", str(file), *workspace, *given]
         )
         assert done.exit_code == 0, done.output
         said[name] = done.output
-    assert "trained by the plain path: there is no GPU" in said["cpu"]
-    assert "trained by the fast path: layers compiled" in said["cuda"]
+    assert "trained by the plain path (train.speed: auto): there is no GPU" in said["cpu"]
+    assert "trained by the fast path (train.speed: auto): layers compiled" in said["cuda"]
+    assert "not certain" not in said["cuda"]
+    assert "(train.speed: auto): train.parallel is fsdp, which shares out" in said["nodes"]

@@ -48,6 +48,7 @@ def plan(
                 "training": _training(prepared),
                 "warnings": prepared.warnings,
                 "preflight": [verdict.as_json() for verdict in prepared.verdicts],
+                "memory_unknown": prepared.memory_unknown,
                 "memory": [one.as_json() for one in prepared.memory],
                 "steps": [_described(s, prepared) for s in statuses],
             }
@@ -68,8 +69,10 @@ def plan(
         for s in statuses
     ]
     render.table(("step", "state", "why", "environment", "fingerprint"), rows)
-    if prepared.speed:
-        render.say(f"trained by the {prepared.speed.path} path: {prepared.speed.reason}")
+    if prepared.memory_unknown:
+        render.say(prepared.memory_unknown)
+    if prepared.speed_said:
+        render.say(prepared.speed_said)
     if prepared.choice:
         render.say(f"served by {prepared.choice.engine}: {prepared.choice.reason}")
     for text in filter(None, map(_counted, statuses)):

@@ -162,8 +162,9 @@ class Ledger:
         raise DataError(
             f"{counted(number, 'row')} of {self.offered} ({share:.2%}) {verb} {what}, "
             f"but data.{budget} allows {allowed:.2%}{lines}",
-            "mend the rows, raise model.max_length, "
-            f"or raise data.{budget} to {share + 0.0001:.4f}",
+            f"mend the rows, raise model.max_length, or raise data.{budget} to {share + 0.0001:.4f}"
+            if number < self.offered
+            else "mend the rows, or raise model.max_length: none is left",
         )
 
     def _examples(self, kinds: Sequence[str]) -> list[str]:

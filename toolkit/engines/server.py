@@ -17,7 +17,6 @@ from toolkit.engines import (
     Command,
     Deployment,
     Engine,
-    compiled,
     guard,
     orphans,
     ports,
@@ -25,6 +24,7 @@ from toolkit.engines import (
 from toolkit.engines.client import Client
 from toolkit.engines.failures import last_lines
 from toolkit.engines.phases import PhaseReader
+from toolkit.environments import compiled
 from toolkit.errors import EngineError, NotInstalledError
 from toolkit.recipe.serve import ServeSection
 from toolkit.stages import Interpreter
@@ -232,7 +232,8 @@ def _environ(
     """
     if (engine.name, deployment.device) == ("vllm", "cpu"):
         interpreter = replace(interpreter, pythonpath=(*interpreter.pythonpath, VLLM_CPU_PLUGIN))
-    caches = engine.caches(compiled.folder(interpreter))
+    folder = compiled.folder(interpreter)
+    caches = engine.caches(folder) if folder else {}
     return command.environ({**caches, **interpreter.environ()})
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from toolkit.engines import LOOPBACK, Call, Command, Deployment
-from toolkit.engines.compiled import variables
 from toolkit.engines.failures import COMMON, VLLM, first_match
 from toolkit.engines.options import arguments
+from toolkit.environments.compiled import variables
 
 DTYPES = {"auto": "auto", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 

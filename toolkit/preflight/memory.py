@@ -70,6 +70,21 @@ def forecasts(recipe: Recipe, facts: Facts) -> tuple[StepMemory, ...]:
     return tuple(found)
 
 
+def no_forecast(recipe: Recipe, facts: Facts) -> str | None:
+    """Why nothing is said of memory though a model goes onto a GPU; ``None`` where something is."""
+    if facts.accelerator != "cuda" or not (recipe.train or recipe.quantize or recipe.serve):
+        return None
+    if facts.base is None:
+        return (
+            "no forecast of memory yet: the base is not fetched. Plan shows it once fetch is done, and "
+            "supervised training looks before it loads the model"
+        )
+    if shape_of(facts.base) is None:
+        named = facts.base.architecture or "the base"
+        return f"no forecast of memory: {named} is not a dense decoder"
+    return None
+
+
 def _gpu_bytes(facts: Facts) -> int | None:
     return facts.gpu.memory_bytes if facts.gpu else None
 

@@ -46,7 +46,7 @@ class Train:
         Raises:
             DataError: No row has a trained token, or one is longer than ``max_length``.
             PreflightError: A target of the adapter is not in the model.
-            StepFailedError: The loss is not finite, the adapter does nothing, or SIGTERM came.
+            StepFailedError: Loss or weights are not finite, the adapter does nothing, or SIGTERM came.
         """
         from toolkit.train.model import numerics_for, use_cores
         from toolkit.train.objectives import OBJECTIVES
@@ -85,10 +85,14 @@ def _effect(engine: Engine, ctx: StageContext) -> float:
 
 def _save(engine: Engine, method: str, output: Path) -> None:
     """Gather the trained weights on the first rank, which writes them."""
-    trained = {}
+    from toolkit.train.finite import insist_on_numbers
+
+    trained, finite = {}, {}
     for name, weight in engine.weights():  # all ranks gather, one keeps
+        finite[name] = bool(weight.isfinite().all())
         if engine.ranks.first:
             trained[name] = weight.cpu()
+    insist_on_numbers(finite)
     if not engine.ranks.first:
         return
     model = engine.model

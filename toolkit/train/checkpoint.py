@@ -20,14 +20,13 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from toolkit.errors import ArtifactError
 from toolkit.stages import StageContext
+from toolkit.train.checkpoint_files import flush, insist_on, readable, sizes, unusable, writing
 from toolkit.train.model import trainable
 from toolkit.train.order import RowLedger
 from toolkit.train.parallel.ranks import Ranks
@@ -56,7 +55,15 @@ def save(folder: Path, engine: Engine, position: Position, metrics: Path) -> Pat
     """Write a checkpoint, then drop all but the newest :data:`KEPT`; return its folder.
 
     All ranks call; ``folder`` is on a file system that they share.
+
+    Raises:
+        StepFailedError: The disk is full, or cannot be written; older checkpoints stay.
     """
+    with writing(folder, position.step, newest(folder)):
+        return _save(folder, engine, position, metrics)
+
+
+def _save(folder: Path, engine: Engine, position: Position, metrics: Path) -> Path:
     ranks = engine.ranks
     final = folder / f"step-{position.step:08d}"
     part = folder / f"{final.name}.part"
@@ -66,13 +73,12 @@ def save(folder: Path, engine: Engine, position: Position, metrics: Path) -> Pat
     ranks.wait()
     _write_tensors(part, engine, ranks)
     _write_generators(part, ranks.rank)
-    if ranks.first:
-        _write_state(part, position)
-    if ranks.first and metrics.exists():
-        shutil.copyfile(metrics, part / "metrics.jsonl")
     ranks.wait()
     if ranks.first:
-        _flush(part)
+        if metrics.exists():
+            shutil.copyfile(metrics, part / "metrics.jsonl")
+        _write_state(part, position)
+        flush(part)
         shutil.rmtree(final, ignore_errors=True)
         part.rename(final)
         for old in _complete(folder)[:-KEPT]:
@@ -94,7 +100,7 @@ def save_alone(folder: Path, engine: Engine, position: Position) -> None:
     _write_tensors(part, engine, Ranks())
     _write_generators(part, engine.ranks.rank)
     _write_state(part, position)
-    _flush(part)
+    flush(part)
     try:
         part.rename(final)
     except OSError:  # another rank was faster
@@ -129,7 +135,12 @@ def _write_generators(part: Path, rank: int) -> None:
 
 
 def _write_state(part: Path, position: Position) -> None:
-    state = {"position": asdict(position), "generators": _plain_generators()}
+    """Last of all: it knows the other files."""
+    state = {
+        "position": asdict(position),
+        "generators": _plain_generators(),
+        "files": sizes(part),
+    }
     (part / "state.json").write_text(json.dumps(state))
 
 
@@ -143,10 +154,17 @@ def read_position(checkpoint: Path) -> Position:
     """Where the run was.
 
     Raises:
-        ArtifactError: The file is damaged.
+        ArtifactError: A file is damaged or gone.
     """
-    position = _state(checkpoint)["position"]
-    return Position(**(position | {"rows": RowLedger(**position["rows"])}))
+    state = _state(checkpoint)
+    insist_on(checkpoint, state.get("files", {}))
+    with readable(checkpoint):
+        return position_of(state["position"])
+
+
+def position_of(stored: Mapping[str, Any]) -> Position:
+    """What :func:`dataclasses.asdict` made of a position."""
+    return Position(**{**stored, "rows": RowLedger(**stored["rows"])})
 
 
 def load_weights(checkpoint: Path, model: Any) -> None:
@@ -155,7 +173,7 @@ def load_weights(checkpoint: Path, model: Any) -> None:
     Raises:
         ArtifactError: A file is damaged, or the weights are those of another model.
     """
-    with _readable(checkpoint):
+    with readable(checkpoint):
         _copy_weights(checkpoint, dict(trainable(model)), Shards(checkpoint, "weights"))
 
 
@@ -170,7 +188,7 @@ def load_progress(checkpoint: Path, engine: Engine) -> None:
     """
     import torch
 
-    with _readable(checkpoint):
+    with readable(checkpoint):
         kept = Shards(checkpoint, "optimizer")
         numbers = json.loads((checkpoint / "numbers.json").read_text())
         by_name: dict[str, list[str]] = {}
@@ -191,20 +209,9 @@ def load_progress(checkpoint: Path, engine: Engine) -> None:
 
 
 def _state(checkpoint: Path) -> dict[str, Any]:
-    with _readable(checkpoint):
+    with readable(checkpoint):
         state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
         return state
-
-
-@contextmanager
-def _readable(checkpoint: Path) -> Iterator[None]:
-    """Any way in which a damaged file shows itself is the same error."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, EOFError, SafetensorError) as error:
-        raise _unusable(checkpoint, str(error)) from error
 
 
 def restore_log(checkpoint: Path, ctx: StageContext) -> None:
@@ -212,7 +219,9 @@ def restore_log(checkpoint: Path, ctx: StageContext) -> None:
     saved = checkpoint / "metrics.jsonl"
     if not saved.exists():
         return
-    for line in map(json.loads, saved.read_text().splitlines()):
+    with readable(checkpoint):
+        lines = [json.loads(line) for line in saved.read_text().splitlines()]
+    for line in lines:
         ctx.log(line["step"], **line["metrics"])
     shutil.copyfile(saved, ctx.output / "metrics.jsonl")  # with the times at which it happened
 
@@ -247,21 +256,14 @@ def _copy_weights(checkpoint: Path, into: dict[str, Any], weights: Shards) -> No
 
     if into.keys() != set(weights.names):
         differing = sorted(into.keys() ^ set(weights.names))
-        raise _unusable(checkpoint, f"{len(differing)} weights differ by name, e.g. {differing[0]}")
+        raise unusable(checkpoint, f"{len(differing)} weights differ by name, e.g. {differing[0]}")
     with torch.no_grad():
         for name, weight in into.items():
             stored = weights[name]
             if weight.shape != stored.shape:
                 shapes = f"{tuple(stored.shape)} there, {tuple(weight.shape)} in the model"
-                raise _unusable(checkpoint, f"{name} has shape {shapes}")
+                raise unusable(checkpoint, f"{name} has shape {shapes}")
             weight.copy_(stored)
-
-
-def _unusable(checkpoint: Path, why: str) -> ArtifactError:
-    return ArtifactError(
-        f"checkpoint {checkpoint} cannot be used: {why}",
-        f"remove it to go on from an older checkpoint, or {checkpoint.parent} to start anew",
-    )
 
 
 def _torch_generators() -> dict[str, Any]:
@@ -292,13 +294,3 @@ def _restore_plain_generators(plain: dict[str, Any]) -> None:
     version, words, gauss = plain["python"]
     random.setstate((version, tuple(words), gauss))
     np.random.set_state(tuple(plain["numpy"]))
-
-
-def _flush(folder: Path) -> None:
-    """Bring all bytes to the disk, so that a power cut after the rename leaves nothing hollow."""
-    for path in [*folder.iterdir(), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,7 +35,7 @@ def adapter_effect(engine: Engine, row: TokenRow, start: Mapping[str, Any] | Non
         start: A and B before the first step, where B was not zero.
 
     Raises:
-        StepFailedError: The adapter is as it started, or changes no logit.
+        StepFailedError: The adapter is as it started, or changes no logit, or makes one that is no number.
     """
     products = {
         name.replace(".default.", "."): weight
@@ -45,12 +46,18 @@ def adapter_effect(engine: Engine, row: TokenRow, start: Mapping[str, Any] | Non
         where = "where they started" if start else "at zero"
         raise StepFailedError(
             f"training left all {len(products)} adapter matrices B {where}: it does nothing",
-            "look at the learning rate, the number of steps and the loss in metrics.jsonl",
+            "look at the learning rate, the number of steps and the loss in metrics.jsonl; with grpo at "
+            "reward_std: answers that are all rated alike teach nothing",
         )
     with engine.scoring():
         adapted = engine.call(row_logits, row)
         plain = engine.call(_as_it_started, row, start)
     effect = float((adapted - plain).abs().max())
+    if not math.isfinite(effect):
+        raise StepFailedError(
+            f"with the trained adapter a logit differs from its base by {effect}",
+            "lower train.learning_rate, and look at loss and grad_norm in metrics.jsonl",
+        )
     if effect == 0:
         raise StepFailedError(
             "the trained adapter changes no logit of its base",

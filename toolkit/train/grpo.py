@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,10 @@ from toolkit.stages import StageContext
 from toolkit.train.model import Numerics
 from toolkit.train.parallel.ranks import Ranks
 from toolkit.train.rewards import Question, Reward, load_rewards, read_questions, try_out
-from toolkit.train.rollout import choose_rollout, installed_vllm, merged_weights, prepare_vllm
+from toolkit.train.rollout import choose_rollout, installed_vllm
 from toolkit.train.sft import Outcome
 from toolkit.train.trainer import Run, insist_on_rows, quiet
+from toolkit.train.vllm_rollout import beside
 from toolkit.train.wired import Wired, seen
 
 
@@ -47,12 +48,13 @@ def fine_tune(
     try_out(rewards, questions)
     rollout = choose_rollout(config, ctx.device, installed_vllm())
     ctx.note(f"answers are written by {rollout}")
-    if rollout.vllm:
-        prepare_vllm(os.environ)
     asked = Asked(questions, TokenStore(dataset / "tokens" / "train-prompt"))
-    with quiet():
+    with quiet(), beside(config) if rollout.vllm else nullcontext() as follow:
         run = Run.start(config, max_length, seed, numerics, ranks=ranks, ctx=ctx)
-        return run.train(_trainer(run, settings, asked, rewards, use_vllm=rollout.vllm))
+        trainer = _trainer(run, settings, asked, rewards, use_vllm=rollout.vllm)
+        if follow:
+            follow(trainer)
+        return run.train(trainer)
 
 
 @dataclass(frozen=True)
@@ -112,16 +114,13 @@ def _trainer(
         vllm_max_model_length=run.max_length,
     )
     counted = [_rating(reward, asked, None if n else run) for n, reward in enumerate(rewards)]
-    trainer = Grpo(
+    return Grpo(
         model=run.model,
         reward_funcs=counted,
         args=arguments,
         train_dataset=Dataset.from_dict({"prompt": [str(n) for n in range(len(asked.questions))]}),
         processing_class=run.tokenizer,
     )
-    if use_vllm and run.config.method == "lora":
-        trainer.vllm_generation._iter_named_params = lambda: merged_weights(run.model)
-    return trainer
 
 
 def _rating(reward: Reward, asked: Asked, run: Run | None) -> Callable[..., list[float]]:

@@ -66,7 +66,7 @@ class Reward:
         try:
             found = self.function.call(**self._arguments(questions, completions))
             scores = list(found)
-        except Exception as error:  # the user's code may raise anything
+        except (Exception, SystemExit) as error:  # the user's code may raise anything
             said = f"{type(error).__name__}: {error}{line_in(error, self.function.file)}"
             raise StepFailedError(
                 f"reward {self.name} raised {said}", f"write {SIGNATURE}"

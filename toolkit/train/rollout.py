@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from toolkit.errors import NotInstalledError
 from toolkit.recipe.train import TrainSection
+from toolkit.train.vllm_rollout import loads_adapter
 
 FIRST, LAST = (0, 22), (0, 31)
 """Versions of vLLM that TRL 1.16 supports, from and to."""
@@ -40,7 +39,10 @@ def choose_rollout(config: TrainSection, device: str, installed: str | None) -> 
     if wanted == "transformers":
         return Rollout(False, "the recipe says transformers")
     if problem is None:
-        return Rollout(True, f"vLLM {installed} beside training on the GPU")
+        given = "loads the adapter" if loads_adapter(config) else "is sent all weights"
+        return Rollout(
+            True, f"vLLM {installed} beside training on the GPU {given} after every step"
+        )
     if wanted == "vllm":
         raise NotInstalledError(
             f"train.grpo.rollout is 'vllm', but {problem}",
@@ -69,44 +71,6 @@ def _unsuited(config: TrainSection) -> str | None:
     if getattr(config.lora, "dora", False) and config.method == "lora":
         return "DoRA scales whole weights, which is not done for every step"
     return None
-
-
-def merged_weights(model: Any) -> Iterator[tuple[str, Any]]:
-    """Names and weights of base and adapter together, one after the other, for vLLM.
-
-    TRL merges the adapter into the base and takes it out again for this. In bf16 that leaves a
-    rounding error in the base with every step, and the exported adapter would be one for a base
-    that nobody has. Here the sum is made apart, in float32, and the base stays as it is.
-    """
-    import torch
-
-    lora = {
-        f"{name}.base_layer.weight": module
-        for name, module in model.get_base_model().named_modules()
-        if "default" in getattr(module, "lora_A", {})
-    }
-    with torch.no_grad():
-        for name, weight in model.get_base_model().named_parameters():
-            if ".lora_" in name:
-                continue
-            if name in lora:
-                delta = lora[name].get_delta_weight("default")
-                yield (
-                    name.replace(".base_layer", ""),
-                    (weight.float() + delta.float()).to(weight.dtype),
-                )
-            else:
-                yield name.replace(".base_layer", ""), weight.data
-
-
-def prepare_vllm(environ: MutableMapping[str, str]) -> None:
-    """Let vLLM sample by itself where FlashInfer is not installed; a variable that is set stays.
-
-    On CUDA it takes FlashInfer's sampler without asking whether it is there (0.26 and 0.32). vLLM's own
-    requirements bring it; a host where vLLM was put together by hand may lack it.
-    """
-    if find_spec("flashinfer") is None:
-        environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
 
 
 def installed_vllm() -> str | None:

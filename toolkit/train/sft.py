@@ -24,6 +24,7 @@ from toolkit.train.batches import (
     rows_with_targets,
 )
 from toolkit.train.checkpoint import Position
+from toolkit.train.finite import not_finite
 from toolkit.train.heldout import heldout_loss
 from toolkit.train.interrupt import StopOnTerm
 from toolkit.train.model import Numerics, build_model
@@ -107,7 +108,7 @@ def fine_tune(
             )
             norm = engine.update(rate)
             if not math.isfinite(norm):
-                _not_finite("gradient norm", norm, position.step, step.rows)
+                not_finite("gradient norm", norm, f"at step {position.step + 1}", step.rows)
 
             position.step += 1
             position.rows.add(step.rows)
@@ -131,9 +132,7 @@ def fine_tune(
             shown = {**watch.shown(), "learning_rate": rate, "grad_norm": norm}
             ctx.progress(position.step, total, "steps", loss=f"{loss:.4f}", **shown)
             if rows.heldout_batches and (last or _due(position.step, config.evaluate_every)):
-                ctx.note(f"held-out loss over {sum(map(len, rows.heldout_batches))} rows")
-                scored = heldout_loss(engine, rows.heldout, rows.heldout_batches)
-                ctx.log(position.step, heldout_loss=scored)
+                scored = _score(engine, rows, position.step, ctx)
             stopping = not last and ranks.any(stop.requested)
             if not last and (stopping or _due(position.step, config.checkpoint_every)):
                 folder = ctx.state / "checkpoints"
@@ -246,6 +245,8 @@ def build(
     model = build_model(
         base.path, config, numerics, ctx.device, base.facts, place=place, start=start
     )
+    if ctx.speaks and (speed := getattr(model, "speed", None)):
+        speed.say = ctx.note
     if saved is not None:
         checkpoint.load_weights(saved, model)
     engine = kind(model, config, numerics, ranks)
@@ -278,18 +279,19 @@ def gradients(
     if not math.isfinite(total):
         bad = [t for t, value in zip(turns, values, strict=True) if not math.isfinite(value)]
         mine = [row for turn in bad for sequence in turn.sequences for row in sequence]
-        _not_finite("loss", total, done, [row for theirs in ranks.all_of(mine) for row in theirs])
+        every = [row for theirs in ranks.all_of(mine) for row in theirs]
+        not_finite("loss", total, f"at step {done + 1}", every)
     return total
 
 
-def _not_finite(what: str, value: float, done: int, rows: list[int]) -> None:
-    shown = ", ".join(map(str, rows[:20])) + (
-        f" and {len(rows) - 20} more" if len(rows) > 20 else ""
-    )
-    raise StepFailedError(
-        f"the {what} is {value} at step {done + 1}, in rows {shown} of train.jsonl (first is 0)",
-        "lower train.learning_rate, look at those rows, or set train.precision: fp32",
-    )
+def _score(engine: Engine, rows: Rows, step: int, ctx: StageContext) -> float:
+    """The held-out loss after a step."""
+    ctx.note(f"held-out loss over {sum(map(len, rows.heldout_batches))} rows")
+    scored = heldout_loss(engine, rows.heldout, rows.heldout_batches)
+    if not math.isfinite(scored):
+        not_finite("held-out loss", scored, f"after step {step}", None)
+    ctx.log(step, heldout_loss=scored)
+    return scored
 
 
 def _due(step: int, every: int | None) -> bool:

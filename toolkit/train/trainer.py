@@ -10,7 +10,7 @@ A checkpoint is one of the Trainer's, and complete once it holds :data:`MARK`::
     trl/checkpoint-50/
     ├── ...            weights, optimizer, schedule, generators, as the Trainer writes them
     ├── metrics.jsonl  what was logged so far
-    └── toolkit.json   position and ledger
+    └── toolkit.json   position, ledger, and the sizes of the other files
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -31,11 +31,19 @@ from toolkit.stages import StageContext
 from toolkit.train import checkpoint
 from toolkit.train.answers import Example
 from toolkit.train.checkpoint import KEPT, Position
+from toolkit.train.checkpoint_files import (
+    damage,
+    flush,
+    insist_on,
+    readable,
+    sizes,
+    unusable,
+    writing,
+)
 from toolkit.train.expected import setup_of_objective
 from toolkit.train.interrupt import StopOnTerm
 from toolkit.train.model import Numerics, build_model, load_base, trainable
 from toolkit.train.oom import explained
-from toolkit.train.order import RowLedger
 from toolkit.train.parallel.engine import Engine
 from toolkit.train.parallel.ranks import Ranks
 from toolkit.train.reporting import reporter
@@ -215,13 +223,10 @@ class Run:
                 trainer.train(resume_from_checkpoint=str(found) if found else None)
             except torch.OutOfMemoryError as error:
                 raise self._out_of_memory(error) from error
-            except (ValueError, RuntimeError, KeyError) as error:
+            except damage() as error:
                 if found is None or self.position.step > _step_of(found):
                     raise
-                raise ArtifactError(
-                    f"checkpoint {found} cannot be used: {error}",
-                    f"remove it to go on from an older one, or {self.folder} to start anew",
-                ) from error
+                raise unusable(found, f"{error}".partition("\n")[0]) from error
             self.watch.settle(self.position)
             total = trainer.state.max_steps
             if self.position.step < total and self.ranks.any(stop.requested):
@@ -276,16 +281,25 @@ class Run:
         self.ctx.note(f"going on after step {self.position.step}, {seen}")
         return found
 
+    def writing(self, step: int) -> AbstractContextManager[None]:
+        """While a checkpoint is written; see :func:`toolkit.train.checkpoint_files.writing`."""
+        return writing(self.folder, step, newest(self.folder))
+
     def mark(self, folder: Path) -> None:
         """Complete a checkpoint: position and log beside what the Trainer wrote."""
         self.ranks.wait()  # each process writes its generators
+        if self.ranks.first:
+            with self.writing(self.position.step):
+                self._mark(folder)
+
+    def _mark(self, folder: Path) -> None:
         log = self.ctx.output / "metrics.jsonl"
-        if not self.ranks.first:
-            return
         if log.exists():
             shutil.copyfile(log, folder / log.name)
+        state = asdict(self.position) | {"files": sizes(folder)}
         part = folder / f"{MARK}.part"
-        part.write_text(json.dumps(asdict(self.position)))
+        part.write_text(json.dumps(state))
+        flush(folder)
         part.rename(folder / MARK)
 
 
@@ -309,7 +323,7 @@ def _began(ctx: StageContext, config: TrainSection, ranks: Ranks) -> Position:
     """Where the newest checkpoint was; a step keeps the passes that it had on the ranks it began with.
 
     Raises:
-        ArtifactError: The ranks cannot share them out.
+        ArtifactError: The ranks cannot share them out, or a file of the checkpoint is damaged or gone.
     """
     folder = ctx.state / "trl"
     if not ctx.resume and ranks.first:
@@ -319,8 +333,11 @@ def _began(ctx: StageContext, config: TrainSection, ranks: Ranks) -> Position:
     here = config.gradient_accumulation * ranks.count
     if found is None:
         return Position(micro_batches=here)
-    stored = json.loads((found / MARK).read_text())
-    position = Position(**(stored | {"rows": RowLedger(**stored["rows"])}))
+    with readable(found):
+        stored = json.loads((found / MARK).read_text())
+        files = stored.pop("files", {})
+        position = checkpoint.position_of(stored)
+    insist_on(found, files)
     passes = position.micro_batches
     if passes % ranks.count:
         raise ArtifactError(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from toolkit.errors import StepFailedError
+from toolkit.train.finite import not_finite
 from toolkit.train.optimizer import build_optimizer
 from toolkit.train.schedule import factor, warmup_steps
 
@@ -45,6 +45,15 @@ class Wired:
             return
         self.model.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)
 
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """A checkpoint of the Trainer's.
+
+        Raises:
+            StepFailedError: The disk is full, or cannot be written; older checkpoints stay.
+        """
+        with self.run.writing(self.state.global_step):
+            super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]
+
     def create_optimizer(self, *_: Any) -> Any:
         """The optimizer of ``optimizer.py``."""
         if self.optimizer is None:
@@ -75,10 +84,27 @@ class Wired:
         found = super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
         loss = float((found[0] if isinstance(found, tuple) else found).detach())
         if not math.isfinite(loss):
-            _not_finite(loss, self.state.global_step, rows)
+            self._refuse("loss", loss, rows)
         if rows is not None and self.model.training:
             seen(self.run, rows.tolist(), *_tokens(inputs))
         return found
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """The norm of the gradients, before the optimizer takes them.
+
+        Raises:
+            StepFailedError: It is not finite: no weight, and no checkpoint, has seen it.
+        """
+        found = super()._get_grad_norm(model, grad_norm)  # type: ignore[misc]
+        if not math.isfinite(float(found)):
+            self._refuse("gradient norm", float(found), None)
+        return found
+
+    def _refuse(self, what: str, value: float, rows: Any) -> None:
+        done = self.state.global_step
+        if self.model.training:
+            not_finite(what, value, f"at step {done + 1}", rows)
+        not_finite(f"held-out {what}", value, f"after step {done}", rows, "heldout.jsonl")
 
 
 def seen(run: Run, rows: list[int], tokens: int, trained: int, *, at_once: bool = False) -> None:
@@ -110,15 +136,3 @@ def _tokens(inputs: Mapping[str, Any]) -> tuple[int, int]:
         elif name in ("chosen_labels", "rejected_labels"):
             trained += int((mask >= 0).sum())
     return tokens, trained
-
-
-def _not_finite(value: float, done: int, rows: Any) -> None:
-    named = (
-        ""
-        if rows is None
-        else f", in rows {', '.join(map(str, rows.tolist()[:20]))} of train.jsonl"
-    )
-    raise StepFailedError(
-        f"the loss is {value} at step {done + 1}{named}",
-        "lower train.learning_rate, look at those rows, or set train.precision: fp32",
-    )

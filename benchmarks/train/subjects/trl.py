@@ -43,6 +43,7 @@ def train(  # noqa: PLR0917 - what SFTTrainer itself is given
     with tempfile.TemporaryDirectory() as output:
         options = SFTConfig(
             output_dir=output, per_device_train_batch_size=batch, max_steps=clock.total,
+            gradient_accumulation_steps=1,  # Unsloth's default is two
             max_length=case.sequence, learning_rate=1e-4, lr_scheduler_type="constant",
             optim="adamw_torch_fused", bf16=cuda, use_cpu=not cuda, report_to="none",
             logging_steps=clock.total + 1, save_strategy="no", disable_tqdm=True,

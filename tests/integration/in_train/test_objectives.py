@@ -428,7 +428,7 @@ def test_vllm_without_a_gpu_is_refused(steps):
 def test_vllm_gets_base_and_adapter_together_and_the_base_stays_as_it_is(talker):
     from toolkit.recipe.train import TrainSection
     from toolkit.train.model import Numerics, build_model
-    from toolkit.train.rollout import merged_weights
+    from toolkit.train.vllm_rollout import merged_weights
 
     config = TrainSection.model_validate({"lora": {"rank": 4, "alpha": 8}})
     model = build_model(talker, config, Numerics("bf16", False), "cpu", {})

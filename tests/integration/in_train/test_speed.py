@@ -15,7 +15,7 @@ from toolkit.train.batches import collate
 from toolkit.train.loss import summed_loss
 from toolkit.train.model import Numerics, add_adapter, build_model, trainable
 from toolkit.train.speed import fp8
-from toolkit.train.speed.apply import Speed, group_layers
+from toolkit.train.speed.apply import Speed, compiling, group_layers
 from toolkit.train.speed.attention import packed, row_bounds
 from toolkit.train.speed.choose import FAMILIES, Choice, Machine, choose
 from toolkit.train.speed.linear import LoraProduct
@@ -272,10 +272,36 @@ def test_a_compiler_that_fails_is_given_up_and_training_goes_on(build, rows, mon
         return fail
 
     monkeypatch.setattr(torch, "compile", broken)
-    model = speed_up(build())
+    model, said = speed_up(build()), []
+    model.speed.say = said.append
     losses = trained(model, rows, ["packed"], steps=2)
     assert model.speed.gave_up == "Unsupported: no such thing"
+    assert said[1:] == [
+        "the compiler failed, layers run slower without it: Unsupported: no such thing"
+    ]
     np.testing.assert_allclose(losses, trained(build(), rows, ["packed"], steps=2), rtol=1e-4)
+
+
+def test_before_the_first_step_it_says_once_that_layers_are_compiled(
+    build, rows, uncompiled, monkeypatch, tmp_path
+):
+    kept, said = tmp_path / "inductor", []
+    for files in (0, 2):
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(kept))
+        model = speed_up(build())
+        model.speed.say = said.append
+        trained(model, rows, ["one", "packed"], steps=2)
+        (kept / "fxgraph").mkdir(parents=True, exist_ok=True)
+        for number in range(2 - files):
+            (kept / "fxgraph" / str(number)).touch()
+    assert said == [
+        f"compiling layers for the first time, kept in {kept}",
+        f"compiling layers with 2 files of earlier runs, kept in {kept}",
+    ]
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    assert compiling() == (
+        "compiling layers; later runs do it again: the cache folder cannot be written"
+    )
 
 
 @pytest.mark.parametrize("after", [AfterHead(), AfterHead(0.25, 0.0), AfterHead(1.0, 3.0)])

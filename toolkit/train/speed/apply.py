@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +85,11 @@ def _group(members: list[Any], kind: str, name: str) -> Group:
 
 
 class Speed:
-    """The fast path of one model: its layers, what they keep, and its loss."""
+    """The fast path of one model: its layers, what they keep, and its loss.
+
+    ``say``, on the rank that speaks, takes a line for the user: when compiling begins, for it takes its time, and when
+    the compiler fails.
+    """
 
     def __init__(self, model: Any, section: TrainSection, choice: Choice, kind: str) -> None:
         self.model = model
@@ -99,6 +104,7 @@ class Speed:
         self.planned = 0  # tokens of the largest micro-batch so far
         self.keep: list[Keep] = []
         self.gave_up: str | None = None
+        self.say: Callable[[str], None] | None = None
         if choice.packs:
             causal.set_attn_implementation(attention.register())
         # without it the first layer, whose input needs no gradient, would be compiled apart
@@ -136,6 +142,8 @@ class Speed:
         """Choose what layers keep, by the memory that is free, and compile; again for more tokens."""
         if tokens <= self.planned:
             return
+        if self.say and not self.planned:
+            self.say(compiling())
         self.planned = tokens
         keep = self._keep(tokens)
         if keep != self.keep:
@@ -196,9 +204,21 @@ class Speed:
                 return compiled(*args, **kwargs)
             except torch._dynamo.exc.TorchDynamoException as error:
                 self.gave_up = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+                if self.say:
+                    self.say(f"the compiler failed, layers run slower without it: {self.gave_up}")
                 return kept(*args, **kwargs)
 
         return forward
+
+
+def compiling() -> str:
+    """What is going on before the first step, and what earlier runs left for it (``environments/compiled.py``)."""
+    kept = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    if kept is None:
+        return "compiling layers; later runs do it again: the cache folder cannot be written"
+    files = sum(len(names) for _, _, names in os.walk(kept))
+    found = f"with {files:,} files of earlier runs" if files else "for the first time"
+    return f"compiling layers {found}, kept in {kept}"
 
 
 def _is_packed(positions: np.ndarray[Any, Any]) -> bool:

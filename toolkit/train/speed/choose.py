@@ -58,11 +58,13 @@ class Choice:
         fast: Whether layers are compiled with the adapter inside, and the loss is fused.
         packs: Whether packed rows are kept apart by the attention kernel, without a mask.
         reason: The rest of a sentence that begins with ``fast`` or ``plain``.
+        certain: Whether all is known that could say otherwise; where not, ``reason`` says what.
     """
 
     fast: bool
     packs: bool
     reason: str
+    certain: bool = True
 
     @property
     def path(self) -> str:
@@ -82,12 +84,19 @@ def choose(section: TrainSection, config: Mapping[str, Any] | None, machine: Mac
     if against:
         return Choice(False, False, against)
     packs = _packs(config or {})
-    parts = ["layers compiled with the adapter inside", "loss without whole logits"]
+    parts = ["layers compiled with the adapter inside", "a loss that never holds all logits"]
     if section.packing:
-        parts.append(
-            "packed rows apart by cumulative lengths" if packs else "packed rows by a mask"
-        )
-    return Choice(True, packs, ", ".join(parts))
+        parts.append(f"packed rows kept apart {'without' if packs else 'by'} a mask")
+    unknown = list(_unknown(config, machine))
+    return Choice(True, packs, "; ".join([", ".join(parts), *unknown]), not unknown)
+
+
+def _unknown(config: Mapping[str, Any] | None, machine: Machine) -> Iterator[str]:
+    """What may still turn a plan to the plain path; a worker knows all of it."""
+    if config is None:
+        yield "not certain before the base is fetched: some architectures take the plain path"
+    if machine.capability is None:
+        yield f"not certain without gpu.capability in the profile: bf16 begins with {BF16_FROM}"
 
 
 def _objections(
@@ -108,11 +117,11 @@ def _of_the_recipe(section: TrainSection, machine: Machine) -> Iterator[str]:
     objective = getattr(section, "objective", "sft")
     parallel = getattr(section, "parallel", "auto")
     if section.precision == "fp32":
-        yield "train.precision is fp32"
+        yield "train.precision is fp32, and the fast path computes in bf16"
     if section.method == "full":
         yield "train.method is full, and the fast path is for adapters"
     if objective != "sft":
-        yield f"train.objective is {objective}, whose trainer is not ours"
+        yield f"train.objective is {objective}, and the fast path is for sft"
     if getattr(section.lora, "dora", False):
         yield "DoRA scales by the norm of whole rows"
     if machine.gpus > 1 and parallel in ("zero3", "fsdp"):
@@ -122,9 +131,9 @@ def _of_the_recipe(section: TrainSection, machine: Machine) -> Iterator[str]:
 def _of_the_base(config: Mapping[str, Any]) -> Iterator[str]:
     name = architecture(config)
     if name not in FAMILIES:
-        yield f"the architecture {name or 'of the base'} is not among those it is tested with"
+        yield f"the fast path is not tested with {name or 'the architecture of the base'}"
     if config.get("quantization_config"):
-        yield "the base is quantized already"
+        yield "the base is quantized already, and the fast path takes none that is"
 
 
 def architecture(config: Mapping[str, Any]) -> str | None:
