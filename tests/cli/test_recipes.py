@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from toolkit.cli import main
+from toolkit.errors import Interrupted
 
 
 @pytest.fixture
@@ -119,6 +120,20 @@ def test_plan_says_that_it_cannot_tell_the_memory_yet(toolkit, tmp_path):
     assert json.loads(out)["memory_unknown"].startswith("no forecast of memory yet")
     _, out, _ = toolkit("plan", "first.yaml", "--on", "local-cpu")
     assert "no forecast" not in out
+
+
+@pytest.mark.parametrize(("stop", "expected"), [(KeyboardInterrupt, 130), (Interrupted, 143)])
+def test_who_stops_a_run_reads_that_nothing_is_lost(toolkit, monkeypatch, stop, expected):
+    def stopped(*_, **__):
+        raise stop
+
+    monkeypatch.setattr("toolkit.execute.run_plan", stopped)
+    monkeypatch.setattr("toolkit.prepare.Prepared.require_environments", lambda *_: None)
+    monkeypatch.setattr("toolkit.worker.raise_on_sigterm", lambda: None)
+    toolkit("init", "first.yaml")
+    code, _, err = toolkit("train", "first.yaml", "--profile", "local-cpu")
+    assert code == expected
+    assert "checkpoints are kept; run the same command again and it goes on" in err
 
 
 def test_only_names_what_is_not_done(toolkit):

@@ -11,7 +11,7 @@ import click
 from toolkit.cli import outcome as outcomes
 from toolkit.cli import render
 from toolkit.cli.options import job_options
-from toolkit.errors import UsageError
+from toolkit.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
     from toolkit.launch.chain import How
@@ -176,7 +176,13 @@ def _run_here(prepared: Prepared, statuses: list[StepStatus], how: How, *, as_js
             "submit them with --on instead of --profile",
         )
     progress = render.Progress()
-    outcome = execute.run_plan(prepared, statuses, progress.show, **vars(how))
+    try:
+        outcome = execute.run_plan(prepared, statuses, progress.show, **vars(how))
+    except (Interrupted, KeyboardInterrupt):
+        render.hint(
+            "\nstopped: finished steps and checkpoints are kept; run the same command again and it goes on"
+        )
+        raise
     outcomes.report(outcome, prepared, as_json=as_json)
 
 

@@ -61,11 +61,13 @@ def train(  # noqa: PLR0917 - what SFTTrainer itself is given
 
 
 def timing(clock: Clock, tokens: int) -> Any:
-    """A callback that takes the time after every optimizer step."""
+    """A callback that takes the time after every optimizer step, which must be of ``tokens``."""
     from transformers import TrainerCallback
 
     class Timing(TrainerCallback):  # type: ignore[misc]
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
+        def on_train_begin(self, args: Any, *_: Any, **__: Any) -> None:
+            if args.gradient_accumulation_steps != 1 or args.n_gpu > 1:
+                raise ValueError("a step must be one micro-batch on one GPU: tokens count so")
             clock.built()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
