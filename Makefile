@@ -68,7 +68,7 @@ check: setup ## format, lint, types, fast tests: under two minutes
 	@$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy --num-workers $(CORES)
-	$(BIN)/pytest -q -n $$(($(CORES) + 1)) --dist loadfile -m "not integration and not gpu" $(CORE_TESTS)
+	$(BIN)/pytest -q -n $$(($(CORES) + 1)) --dist loadfile --no-loadscope-reorder -m "not integration and not gpu" $(CORE_TESTS)
 
 # For the tests of the kernels of training, which Triton interprets; no environment on a CPU needs it.
 $(VENV)/triton: $(VENV)/.uv $(LOCKS)/train-cuda.txt
@@ -84,9 +84,10 @@ integration: check $(VENV)/triton
 	for stage in train quantize; do
 	  test ! -d tests/integration/in_$$stage || $(BIN)/toolkit env run $$stage-cpu -- \
 	    env PYTHONPATH="$(CURDIR)/$(VENV)/pytest" OMP_NUM_THREADS=1 \
-	    python -m pytest -q -n $(CORES) --dist loadfile --durations=10 tests/integration/in_$$stage
+	    python -m pytest -q -n $(CORES) --dist loadfile --no-loadscope-reorder --durations=10 tests/integration/in_$$stage
 	done
-	$(BIN)/pytest -n $(CORES) --dist loadfile --no-loadscope-reorder --durations=20 -m "integration and not slow" $(CORE_TESTS)
+	# one more than cores: most of these wait, for Slurm, Ray, an engine's start or a part that is to heal
+	$(BIN)/pytest -n $$(($(CORES) + 1)) --dist loadfile --no-loadscope-reorder --durations=20 -m "integration and not slow" $(CORE_TESTS)
 
 slow: setup ## real trainings as jobs that are killed in the middle; needs a machine with nothing else to do
 	@$(BIN)/toolkit env sync $(CPU_ENVIRONMENTS)

@@ -8,22 +8,6 @@ import pytest
 
 collect_ignore_glob = [] if find_spec("torch") else ["in_*"]
 
-LONGEST = (
-    "test_contract.py",
-    "test_recipe_to_served.py",
-    "test_tutorial.py",
-    "test_chaos.py",
-    "test_chaos_with_vllm.py",
-    "test_proofs_with_vllm.py",
-    "test_preflight_agrees_with_vllm.py",
-)
-"""Files of minutes each. A worker takes a whole file: these go first, so that none of them is left for the end."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    place = {name: index for index, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
-
 
 @pytest.fixture(scope="session")
 def warm_cache() -> Callable[[Path], Path]:

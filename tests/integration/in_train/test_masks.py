@@ -49,13 +49,6 @@ USE = [
 ]
 
 
-@pytest.fixture(scope="module")
-def smollm2_tokenizer(smollm2):
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(smollm2.folder)
-
-
 def encode(tok, messages, *, tools=None, system=None, every_answer=True):
     row = Row("0" * 16, conversation(messages, tools), "a.jsonl:1")
     counts = SplitCounts()
@@ -90,11 +83,6 @@ def check(tok, messages, stop):
     assert one.trained.tolist()[len(asked)]
     assert not one.trained[len(asked) - 1]
     assert counts.extra_sequences == 0
-
-
-@pytest.mark.parametrize("messages", [ONE, MANY], ids=["one", "many"])
-def test_smollm2_tokenizer_trains_answers_and_their_stop_token(smollm2_tokenizer, messages):
-    check(smollm2_tokenizer, messages, "<|im_end|>")
 
 
 @pytest.mark.parametrize("messages", [ONE, MANY], ids=["one", "many"])
