@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from contextlib import contextmanager
+from itertools import accumulate
 
 import pytest
 from click.testing import CliRunner
@@ -48,6 +49,7 @@ class Stream(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.asked.append(asked)
+        self.server.together.wait(60)
         text = asked["messages"][-1]["content"]
         if text == "refuse":
             return self.plain(400, {"error": {"message": "no such thing"}})
@@ -68,9 +70,11 @@ class Stream(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def endpoint():
+def endpoint(together: int = 1):
+    """It answers when as many requests are there as stand together."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Stream)
     server.asked = []
+    server.together = threading.Barrier(together)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
@@ -90,21 +94,22 @@ def test_times_are_those_of_the_endpoint():
         level = measure(Client(url), "m", [ask("a")] * 3, concurrency=1, options={})
     for sample in level.samples:
         assert sample.error is None
-        assert sample.ttft == pytest.approx(FIRST_S, abs=0.1)
+        assert sample.ttft >= FIRST_S
         assert len(sample.gaps) == TOKENS - 2
-        assert sample.gaps[0] == pytest.approx(GAP_S, abs=0.05)
+        # one gap alone is shorter where the token before it was read late
+        assert FIRST_S + (TOKENS - 2) * GAP_S <= sample.ttft + sum(sample.gaps) <= sample.e2e
         assert sample.completion_tokens == TOKENS, "from usage, not from the number of events"
         assert sample.tpot == pytest.approx((sample.e2e - sample.ttft) / (TOKENS - 1))
-    assert level.seconds >= 3 * (FIRST_S + (TOKENS - 2) * GAP_S)
+    assert level.seconds >= sum(sample.e2e for sample in level.samples)
 
 
 def test_as_many_requests_are_in_flight_as_there_are_clients():
-    with endpoint() as (_, url):
-        one = measure(Client(url), "m", [ask("a")] * 8, concurrency=1, options={})
-        eight = measure(Client(url), "m", [ask("a")] * 8, concurrency=8, options={})
-    assert eight.seconds < one.seconds / 3
-    flights = [(s.start, s.start + s.e2e) for s in eight.samples]
-    assert all(begin < min(end for _, end in flights) for begin, _ in flights)
+    with endpoint(together=8) as (_, url):
+        level = measure(Client(url), "m", [ask("a")] * 16, concurrency=8, options={})
+    assert [sample.error for sample in level.samples] == [None] * 16
+    at = sorted((moment, change) for s in level.samples
+                for moment, change in ((s.start, 1), (s.start + s.e2e, -1)))  # fmt: skip
+    assert max(accumulate(change for _, change in at)) == 8
 
 
 def test_failures_are_counted_and_are_in_no_number():
