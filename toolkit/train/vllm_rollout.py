@@ -34,7 +34,7 @@ def beside(config: TrainSection) -> Iterator[Any]:
     with TemporaryDirectory(prefix="rollout-") as folder:
         if loads_adapter(config):
             with _slots_for(config.lora.rank):
-                yield lambda trainer: _Adapter(trainer, Path(folder)).follow()
+                yield lambda trainer: AdapterRollout(trainer, Path(folder)).follow()
         else:
             yield _send_sum if config.method == "lora" else None
 
@@ -54,7 +54,7 @@ def _slots_for(rank: int) -> Iterator[None]:
         theirs.LLM = plain
 
 
-class _Adapter:
+class AdapterRollout:
     """One adapter of vLLM's after the other, each the trained one at the time."""
 
     def __init__(self, trainer: Any, folder: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -423,6 +424,35 @@ def test_vllm_without_a_gpu_is_refused(steps):
     grpo = {"rewards": ["r.py:likes_e"], "group_size": 4, "rollout": "vllm"}
     with pytest.raises(NotInstalledError, match="no GPU"):
         steps.train("grpo", dataset, grpo=grpo | {"max_completion_tokens": 8})
+
+
+def test_vllm_is_given_the_adapter_of_the_last_step_and_no_older_one(talker, tmp_path):
+    """Files and numbers alone: tests/gpu/grpo_with_vllm.py has the engine."""
+    from toolkit.recipe.train import TrainSection
+    from toolkit.train.model import Numerics, build_model, trainable
+    from toolkit.train.vllm_rollout import AdapterRollout
+
+    config = TrainSection.model_validate({"lora": {"rank": 4, "alpha": 8}})
+    model = build_model(talker, config, Numerics("bf16", False), "cpu", {})
+    cleared = []
+    llm = SimpleNamespace(generate=None, reset_prefix_cache=lambda: cleared.append(True))
+    trainer = SimpleNamespace(
+        accelerator=SimpleNamespace(unwrap_model=lambda wrapped: wrapped),
+        model=model,
+        vllm_generation=SimpleNamespace(llm=llm),
+    )
+    AdapterRollout(trainer, tmp_path).follow()
+    for step in (1, 2, 3):
+        for _, weight in trainable(model):
+            torch.nn.init.normal_(weight, std=0.05)
+        trainer.vllm_generation.sync_weights()
+        assert [folder.name for folder in tmp_path.iterdir()] == [str(step)]
+        stored = load_file(tmp_path / str(step) / "adapter_model.safetensors")
+        trained = {name.replace(".default", ""): weight for name, weight in trainable(model)}
+        assert stored.keys() == trained.keys()
+        assert all(torch.equal(stored[name], trained[name]) for name in stored)
+        assert len(cleared) == step
+    assert json.loads((tmp_path / "3" / "adapter_config.json").read_text())["r"] == 4
 
 
 def test_vllm_gets_base_and_adapter_together_and_the_base_stays_as_it_is(talker):
