@@ -205,7 +205,9 @@ class Text(Chat):
     name, prefix = "text_completion", "cmpl-"
 
     def whole(self):
-        echoed = self.asked["prompt"] if self.asked.get("echo") else ""
+        asked = self.asked["prompt"]
+        first = asked[0] if isinstance(asked, list) else asked
+        echoed = first if self.asked.get("echo") and isinstance(first, str) else ""  # not tokens
         choices = [
             {
                 "index": i,
