@@ -4,42 +4,25 @@ TRL does the loop and the loss; ``wired.py`` changes what must be ours, ``report
 happens. What an objective adds stands in ``dpo.py``, ``kto.py``, ``orpo.py`` and ``grpo.py``.
 Several processes train data parallel: every one holds the model, and Accelerate averages gradients.
 ``docs/adr/0016-trl-behind-our-seams.md`` says what is ours and why.
-
-A checkpoint is one of the Trainer's, and complete once it holds :data:`MARK`::
-
-    trl/checkpoint-50/
-    ├── ...            weights, optimizer, schedule, generators, as the Trainer writes them
-    ├── metrics.jsonl  what was logged so far
-    └── toolkit.json   position, ledger, and the sizes of the other files
 """
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-from toolkit.errors import ArtifactError, DataError, PreflightError, StepFailedError
+from toolkit.errors import DataError, PreflightError, StepFailedError
 from toolkit.recipe.train import TrainSection
 from toolkit.stages import StageContext
-from toolkit.train import checkpoint
+from toolkit.train import trainer_checkpoint
 from toolkit.train.answers import Example
 from toolkit.train.checkpoint import KEPT, Position
-from toolkit.train.checkpoint_files import (
-    damage,
-    flush,
-    insist_on,
-    readable,
-    sizes,
-    unusable,
-    writing,
-)
+from toolkit.train.checkpoint_files import damage, unusable, writing
 from toolkit.train.expected import setup_of_objective
 from toolkit.train.interrupt import StopOnTerm
 from toolkit.train.model import Numerics, build_model, load_base, trainable
@@ -51,7 +34,6 @@ from toolkit.train.sft import Outcome, seed_everything
 from toolkit.train.start import start_file
 from toolkit.train.watch.watch import Watch
 
-MARK = "toolkit.json"
 TOLD_LAST = (
     *("rewards_margins", "rewards_accuracies", "rewards_chosen", "rewards_rejected"),
     *("reward", "reward_std", "kl", "completions_mean_length"),
@@ -106,7 +88,7 @@ class Run:
                 "objective trains with ddp alone",
                 "set train.parallel: ddp, with method: qlora or a smaller base if it does not fit",
             )
-        position = _began(ctx, config, ranks)
+        position = trainer_checkpoint.began(ctx, config, ranks)
         if ranks.count > 1 and ctx.device == "cpu":
             _know_numbered_cpus()
         base = ctx.inputs["model"]
@@ -136,7 +118,7 @@ class Run:
     @property
     def folder(self) -> Path:
         """Where the Trainer keeps its checkpoints."""
-        return self.ctx.state / "trl"
+        return trainer_checkpoint.folder_of(self.ctx)
 
     @property
     def pad_id(self) -> int:
@@ -214,7 +196,7 @@ class Run:
         trainer.args._n_gpu = 1  # nn.DataParallel would take every GPU in sight
         _keep_float32(self.model)
         _base_as_reference(self.model)
-        found = self._restore()
+        found = trainer_checkpoint.restore(self.ctx, self.position, self.ranks)
         with StopOnTerm() as stop, ExitStack() as watches:
             trainer.run = self
             trainer.remove_callback(PrinterCallback)
@@ -224,7 +206,7 @@ class Run:
             except torch.OutOfMemoryError as error:
                 raise self._out_of_memory(error) from error
             except damage() as error:
-                if found is None or self.position.step > _step_of(found):
+                if found is None or self.position.step > trainer_checkpoint.step_of(found):
                     raise
                 raise unusable(found, f"{error}".partition("\n")[0]) from error
             self.watch.settle(self.position)
@@ -268,39 +250,16 @@ class Run:
             self.watch.summary(),
         )
 
-    def _restore(self) -> Path | None:
-        found = newest(self.folder)
-        self.ranks.wait()
-        for other in self.folder.glob("checkpoint-*") if self.ranks.first else ():
-            if not (other / MARK).exists():
-                shutil.rmtree(other)  # cut off while it was written
-        if found is None:
-            return None
-        checkpoint.restore_log(found, self.ctx)
-        seen = f"{self.position.rows.seen} rows seen"
-        self.ctx.note(f"going on after step {self.position.step}, {seen}")
-        return found
-
     def writing(self, step: int) -> AbstractContextManager[None]:
         """While a checkpoint is written; see :func:`toolkit.train.checkpoint_files.writing`."""
-        return writing(self.folder, step, newest(self.folder))
+        return writing(self.folder, step, trainer_checkpoint.newest(self.folder))
 
-    def mark(self, folder: Path) -> None:
+    def mark(self, written: Path) -> None:
         """Complete a checkpoint: position and log beside what the Trainer wrote."""
         self.ranks.wait()  # each process writes its generators
         if self.ranks.first:
             with self.writing(self.position.step):
-                self._mark(folder)
-
-    def _mark(self, folder: Path) -> None:
-        log = self.ctx.output / "metrics.jsonl"
-        if log.exists():
-            shutil.copyfile(log, folder / log.name)
-        state = asdict(self.position) | {"files": sizes(folder)}
-        part = folder / f"{MARK}.part"
-        part.write_text(json.dumps(state))
-        flush(folder)
-        part.rename(folder / MARK)
+                trainer_checkpoint.mark(written, self.position, self.ctx)
 
 
 class Copied(Engine):
@@ -316,47 +275,6 @@ def _know_numbered_cpus() -> None:
 
     register_package(
         17, lambda _: None, lambda storage, place: storage if place.startswith("cpu:") else None
-    )
-
-
-def _began(ctx: StageContext, config: TrainSection, ranks: Ranks) -> Position:
-    """Where the newest checkpoint was; a step keeps the passes that it had on the ranks it began with.
-
-    Raises:
-        ArtifactError: The ranks cannot share them out, or a file of the checkpoint is damaged or gone.
-    """
-    folder = ctx.state / "trl"
-    if not ctx.resume and ranks.first:
-        shutil.rmtree(folder, ignore_errors=True)
-    ranks.wait()
-    found = newest(folder)
-    here = config.gradient_accumulation * ranks.count
-    if found is None:
-        return Position(micro_batches=here)
-    with readable(found):
-        stored = json.loads((found / MARK).read_text())
-        files = stored.pop("files", {})
-        position = checkpoint.position_of(stored)
-    insist_on(found, files)
-    passes = position.micro_batches
-    if passes % ranks.count:
-        raise ArtifactError(
-            f"the run began with {passes} passes of {config.batch_size} sequences a step, which "
-            f"{ranks.count} processes cannot share out",
-            f"go on with 1 or {passes} processes, or remove {folder} to start anew",
-        )
-    if passes != here:
-        ctx.note(
-            f"the run began with {passes} passes of {config.batch_size} sequences a step, and keeps "
-            f"them: {ranks.count} processes would take {here}"
-        )
-    return position
-
-
-def newest(folder: Path) -> Path | None:
-    """The newest complete checkpoint, if there is one."""
-    return max(
-        (mark.parent for mark in folder.glob(f"checkpoint-*/{MARK}")), key=_step_of, default=None
     )
 
 
@@ -388,10 +306,6 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if shown:
             datasets.enable_progress_bars()
-
-
-def _step_of(folder: Path) -> int:
-    return int(folder.name.rpartition("-")[2])
 
 
 def _plain(config: TrainSection, numerics: Numerics) -> Numerics:
