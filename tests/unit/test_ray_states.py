@@ -53,6 +53,17 @@ def test_exit_codes_tell_the_cause(code, state, cause):
     assert found.reason == "last words"
 
 
+def test_the_command_itself_is_not_what_a_job_said():
+    """Ray buffers that line, and a quick command writes before it: seen on Ray 2.60, on a busy machine."""
+    entrypoint = "python -c 'print(1)\nraise SystemExit(75)'"
+    tail = f"Job entrypoint command failed:\nkept\nRunning entrypoint for job a: {entrypoint}\n"
+    found = seen(
+        job("FAILED", error_type=COMMAND, driver_exit_code=75, message=tail)
+        | {"entrypoint": entrypoint}
+    )
+    assert found.reason == "kept"
+
+
 @pytest.mark.parametrize("word", [word for word in ERRORS if word not in (GAVE_UP, COMMAND)])
 def test_errors_of_ray_tell_the_cause(word):
     found = seen(job("FAILED", error_type=word))

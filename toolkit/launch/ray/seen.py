@@ -33,6 +33,7 @@ ERRORS: Mapping[str, Cause] = {
 """``error_type`` of jobs that failed."""
 
 MESSAGE_AT_MOST = 300
+COMMAND = "Running entrypoint for job"
 
 
 def seen(job: Mapping[str, Any]) -> Seen:
@@ -77,6 +78,11 @@ def _host(job: Mapping[str, Any]) -> str | None:
 
 
 def _said(job: Mapping[str, Any]) -> str | None:
-    """Ray puts the end of the log into its message; its last line says enough."""
-    lines = str(job.get("message") or "").strip().splitlines()
+    """Ray puts the end of the log into its message; its last line says enough.
+
+    What Ray says of the command itself may stand behind the words of one that ends at once: it is in a
+    buffer when the command starts.
+    """
+    message = str(job.get("message") or "").replace(str(job.get("entrypoint") or "\0"), "")
+    lines = [line for line in message.strip().splitlines() if not line.startswith(COMMAND)]
     return lines[-1][:MESSAGE_AT_MOST] if lines else None
