@@ -238,8 +238,8 @@ def _show_probe(facts: dict[str, Any]) -> None:
     measured = "no GPU to measure"
     if seen:  # the driver knows no owners in a container
         measured = (
-            f"measured {gib(seen)} of {gib(facts['gpu_bytes'])} GiB in use on the GPU, by other programs too; "
-            f"{gib(facts['reserved_bytes'])} by PyTorch's allocator"
+            f"measured {gib(seen)} of {gib(facts['gpu_bytes'])} GiB in use on the GPU (other programs "
+            f"included), {gib(facts['reserved_bytes'])} of them by PyTorch's allocator"
         )
     expected = f"{gib(facts['total_bytes'])} GiB" if facts["total_bytes"] else "nothing"
     render.say(f"two steps of {facts['batch']}: forecast {expected}, {measured}")
