@@ -59,8 +59,7 @@ def run(case: Case, batch: int, folders: dict[str, str], began: float, imports_s
         from benchmarks.train import weights
 
         if torch.cuda.is_available() and case.subject != "stage":
-            total = torch.cuda.get_device_properties(0).total_memory
-            torch.cuda.set_per_process_memory_fraction(min(1.0, case.limit_gib * 2**30 / total))
+            hold_to_limit(case)
         folder = model_folder(case.shape, Path(folders["models"]))
         weights.install()
         subject = importlib.import_module(f"benchmarks.train.subjects.{case.subject}")
@@ -75,6 +74,14 @@ def run(case: Case, batch: int, folders: dict[str, str], began: float, imports_s
         return FAILED
     finally:
         clock.write()
+
+
+def hold_to_limit(case: Case) -> None:
+    """Give PyTorch's allocator what the case may take of the GPU."""
+    import torch
+
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, case.limit_gib * 2**30 / total))
 
 
 def _opens_gpu() -> bool:

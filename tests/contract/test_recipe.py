@@ -78,6 +78,10 @@ class Project:
         (folder / "here.yaml").write_text(yaml.safe_dump(profile))
 
     def toolkit(self, *arguments: str, code: int = 0) -> str:
+        return self.run(*arguments, code=code).stdout
+
+    def run(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        """``toolkit ARGUMENTS`` in the project's folder, which must end with ``code``."""
         done = subprocess.run(
             [sys.executable, "-m", "toolkit", *arguments],
             cwd=self.folder,
@@ -87,7 +91,7 @@ class Project:
             check=False,
         )
         assert done.returncode == code, done.stderr[-3000:]
-        return done.stdout
+        return done
 
     @property
     def jobs(self) -> Path:
@@ -99,12 +103,16 @@ class Project:
         World(self.folder).close()
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model") / "base"
+def tiny_base(folder: Path) -> Path:
+    """``folder``, with a small model that the training environment makes there."""
     script = Path(__file__).with_name("tiny_model.py")
     subprocess.run([train_python(), str(script), str(folder)], check=True, capture_output=True)
     return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return tiny_base(tmp_path_factory.mktemp("model") / "base")
 
 
 @pytest.fixture(scope="module")

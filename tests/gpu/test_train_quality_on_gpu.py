@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 
@@ -62,16 +63,14 @@ def test_a_part_is_trained_and_scored(folder, part):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_both_paths_reach_the_same_heldout_score(folder, recipe):
-    missing = [part for part in PARTS if not left_by(part, folder).exists()]
+    ways = [[f"{recipe}-{speed}-{seed}" for seed in SEEDS] for speed in ("plain", "auto")]
+    wanted = ["base", *chain(*ways)]
+    missing = [part for part in wanted if not left_by(part, folder).exists()]
     assert not missing, f"{folder} lacks these parts: {missing}"
-    base, *trained = (
-        json.loads(left_by(part, folder).read_text())
-        for part in PARTS if part == "base" or part.startswith((f"{recipe}-plain", f"{recipe}-auto"))
-    )  # fmt: skip
-    plain, auto = (
-        [part for part in trained if speed in part["part"]] for speed in ("plain", "auto")
-    )
-    print({part["part"]: part["scores"] for part in (base, *trained)})
+    found = {part: json.loads(left_by(part, folder).read_text()) for part in wanted}
+    print({part: answer["scores"] for part, answer in found.items()})
+    base = found["base"]
+    plain, auto = ([found[part] for part in way] for way in ways)
     assert not any(part["fast"] for part in plain)
     for metric in ("exact_match", "json_match"):
         scores = [fmean(part["scores"][metric] for part in one) for one in (plain, auto)]
@@ -79,7 +78,7 @@ def test_both_paths_reach_the_same_heldout_score(folder, recipe):
     if not DRY:
         assert all(part["fast"] for part in auto)
         assert base["scores"]["exact_match"] < 0.05
-        assert all(part["scores"]["exact_match"] >= 0.8 for part in trained)
+        assert all(part["scores"]["exact_match"] >= 0.8 for part in (*plain, *auto))
 
 
 def left_by(part: str, folder: Path) -> Path:

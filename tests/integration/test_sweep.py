@@ -4,14 +4,13 @@ import json
 import os
 import shlex
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.contract.test_recipe import RECIPE, Project, train_python
+from tests.contract.test_recipe import RECIPE, Project, tiny_base, train_python
 from toolkit.launch.locks import is_held
 from toolkit.sweep.folder import SweepFolder, sweeps
 from toolkit.tracking.client import connect
@@ -27,10 +26,7 @@ PATIENCE_S = 600.0
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
-    script = Path(__file__).parents[1] / "contract" / "tiny_model.py"
-    base = folder / "model"
-    subprocess.run([train_python(), str(script), str(base)], check=True, capture_output=True)
-    made = Project(folder / "project", base, train_python())
+    made = Project(folder / "project", tiny_base(folder / "model"), train_python())
     train = RECIPE["train"] | {"max_steps": 4}
     recipe = RECIPE | {"train": train, "sweep": SWEEP}
     (made.folder / "colours.yaml").write_text(yaml.safe_dump(recipe))

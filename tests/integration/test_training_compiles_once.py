@@ -1,16 +1,13 @@
 """The fast path of training, compiled on a CPU: what the first run compiles, a later one finds in the cache."""
 
-import os
 import shutil
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.contract.test_recipe import Project, train_python
+from tests.contract.test_recipe import Project, tiny_base, train_python
 
 pytestmark = [
     pytest.mark.integration,
@@ -30,10 +27,7 @@ choose._objections = lambda *_: iter(())
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compiled")
-    script = Path(__file__).parents[1] / "contract" / "tiny_model.py"
-    base = folder / "model"
-    subprocess.run([train_python(), str(script), str(base)], check=True, capture_output=True)
-    made = Project(folder / "project", base, train_python())
+    made = Project(folder / "project", tiny_base(folder / "model"), train_python())
     site = made.folder / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(FAST.format(root=str(Path(__file__).parents[2])))
@@ -63,9 +57,4 @@ def test_what_one_training_compiles_the_next_one_finds(project, monkeypatch):
 
 def trained(project: Project, rate: float) -> str:
     sets = ["--set", "train.max_steps=2", "--set", f"train.learning_rate={rate}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "toolkit", "train", "colours.yaml", "--profile", "here.yaml", *sets],
-        cwd=project.folder, env=os.environ, capture_output=True, text=True, timeout=900, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stderr
+    return project.run("train", "colours.yaml", "--profile", "here.yaml", *sets).stderr

@@ -70,19 +70,24 @@ class AdapterRollout:
         self.generation.sync_weights = self.sync
         self.llm.generate = self.answer
 
+    @property
+    def newest(self) -> Path:
+        """Folder of the last adapter that was written."""
+        return self.folder / str(self.step)
+
     def sync(self) -> None:
         """Write the adapter; under a new number, so that vLLM reads it and reuses no key or value of an older one."""
-        rmtree(self.folder / str(self.step), ignore_errors=True)
+        rmtree(self.newest, ignore_errors=True)
         self.step += 1
-        self.model.save_pretrained(self.folder / str(self.step), save_embedding_layers=False)
+        self.model.save_pretrained(self.newest, save_embedding_layers=False)
         self.llm.reset_prefix_cache()
 
     def answer(self, *prompts: Any, **settings: Any) -> Any:
         """What the engine writes with the newest adapter."""
         from vllm.lora.request import LoRARequest
 
-        newest = LoRARequest(f"step-{self.step}", self.step, str(self.folder / str(self.step)))
-        return self.generate(*prompts, lora_request=newest, **settings)
+        adapter = LoRARequest(f"step-{self.step}", self.step, str(self.newest))
+        return self.generate(*prompts, lora_request=adapter, **settings)
 
 
 def _send_sum(trainer: Any) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks.train import weights
+from benchmarks.train.case import hold_to_limit
 from benchmarks.train.cases import AUTO, FP8, LIMIT_10, LIMIT_24, NF4, Case
 from benchmarks.train.probe.book import Book, forget
 from benchmarks.train.shapes import model_folder
@@ -90,8 +91,7 @@ def _build(case: Case, models: Path) -> Trained:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
-        total = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, case.limit_gib * 2**30 / total))
+        hold_to_limit(case)
         torch.cuda.reset_peak_memory_stats()
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
